@@ -1,0 +1,49 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help setup run test check protos lint types bench lock
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.installed: pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit("Gateway Zero needs Python 3.11 to 3.14; this is %s. Set PYTHON=python3.x" % sys.version.split()[0] if not (3, 11) <= sys.version_info[:2] <= (3, 14) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+setup: $(VENV)/.installed ## make .venv with everything in it
+
+run: setup ## start all services on this machine, with SQLite in data/
+	@exec $(BIN)/gateway up
+
+test: setup ## run the tests
+	$(BIN)/python -m pytest -n 2 -q
+
+check: lint types ## what CI runs beside the tests
+	$(BIN)/buf lint
+	$(MAKE) --no-print-directory protos
+	@git diff --exit-code -- gateway/stubs || (echo "the stubs differ from the protos: commit what 'make protos' wrote" && exit 1)
+	@test -z "$$(git ls-files --others --exclude-standard gateway/stubs)" || (echo "new stubs are not committed" && exit 1)
+
+PROTOS := $(patsubst protos/gateway/%,gateway/stubs/%,$(wildcard protos/gateway/*/v1/*.proto))
+
+protos: setup ## write the stubs anew from protos/
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -Igateway/stubs=protos/gateway \
+	  --python_out=. --mypy_out=. --grpc_python_out=. --mypy_grpc_out=. $(PROTOS)
+
+lint: setup ## ruff: format and lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: setup ## mypy, strict
+	$(BIN)/mypy
+
+bench: setup ## our CPU a request beside a bare relay's, in one run
+	$(BIN)/python -m benchmarks.load
+
+lock: ## write requirements.lock anew from pyproject.toml (needs uv)
+	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --quiet --exclude-newer "$$(date -u -d "7 days ago" +%F)" --output-file requirements.lock
