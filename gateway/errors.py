@@ -20,9 +20,7 @@ class GatewayError(Exception):
 
     reason: ClassVar[str] = "INTERNAL"
 
-    def __init__(
-        self, message: str, *, retry_after: float | None = None, metadata: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, message: str, *, retry_after: float | None = None, metadata: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.retry_after = retry_after

@@ -1,0 +1,117 @@
+"""The database: how it is opened, what a write is, and what its faults mean to the rest of the suite."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import peewee
+
+from gateway.errors import DatabaseUnavailable, InvalidArgument
+
+BUSY_TIMEOUT = 0.25  # seconds; a caller of auth waits one second in all, so a locked database must be told soon
+
+# SQLite's primary result codes for "not now" and "not on this disk", in contrast to faults of our own statements.
+_AWAY = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+}
+
+
+class Database(peewee.SqliteDatabase):
+    """A SQLite file in WAL mode: one connection a thread, kept open; writers take turns, readers never wait.
+
+    `synchronous=FULL`: a commit is on disk before it is answered. `secure_delete`: what is deleted or overwritten is zeroed.
+    Checkpoints are left to one thread (`checkpoint`): SQLite before 3.51.3 can corrupt a WAL when two connections race there.
+    """
+
+    def __init__(self, path: Path, *, busy_timeout: float = BUSY_TIMEOUT) -> None:
+        super().__init__(
+            str(path),
+            timeout=busy_timeout,
+            pragmas={
+                "journal_mode": "wal",
+                "synchronous": "full",
+                "secure_delete": "on",
+                "foreign_keys": "on",
+                "wal_autocheckpoint": 0,
+                "cache_size": -16_000,
+                "temp_store": "memory",
+            },
+        )
+        self.path = path
+
+    @contextmanager
+    def write(self) -> Iterator[None]:
+        """One transaction that writes: takes the write lock at once, is on disk when the block ends. Keep it under 50 ms.
+
+        Raises DatabaseUnavailable when the database is locked, full or away; then nothing was changed.
+        """
+        with faults():
+            # A deferred transaction that reads and then writes fails at once with "locked", whatever the timeout.
+            with self.atomic("IMMEDIATE"):
+                yield
+
+    def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a SELECT written with `?`. Raises DatabaseUnavailable."""
+        with faults():
+            return self.execute_sql(sql, parameters).fetchall()  # type: ignore[no-any-return] # peewee gives an untyped cursor
+
+    def run_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Runs one statement for each row of parameters, inside `write()`."""
+        if rows:
+            with faults():
+                self.cursor().executemany(sql, rows)
+
+    def checkpoint(self, *, truncate: bool = False) -> bool:
+        """Moves the WAL into the database file; with `truncate`, empties the WAL too. For one thread of one process only.
+
+        Gives whether all of it was moved; False when a reader or writer was in the way.
+        """
+        rows = self.query(f"PRAGMA wal_checkpoint({'TRUNCATE' if truncate else 'PASSIVE'})")
+        busy, in_log, moved = rows[0]
+        return not busy and in_log == moved
+
+
+def connect(url: str, *, busy_timeout: float = BUSY_TIMEOUT) -> Database:
+    """The database that a URL names: `sqlite:///data/gateway.db` (relative) or `sqlite:////srv/gateway.db` (absolute).
+
+    busy_timeout: seconds that a writer waits for another one.
+    Raises InvalidArgument for a URL that names none, DatabaseUnavailable where it cannot be opened.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "sqlite" or parts.netloc or len(parts.path) < 2:
+        raise InvalidArgument("GATEWAY_DATABASE_URL names a SQLite file, such as sqlite:///data/gateway.db")
+    database = Database(Path(unquote(parts.path[1:])), busy_timeout=busy_timeout)
+    if not database.path.parent.is_dir():
+        raise DatabaseUnavailable(f"there is no folder {database.path.parent} for the database; `gateway init` makes it")
+    with faults():
+        database.connect()
+    return database
+
+
+@contextmanager
+def faults() -> Iterator[None]:
+    """Turns what the driver raises when the database is locked, full or away into DatabaseUnavailable."""
+    try:
+        yield
+    except (peewee.OperationalError, sqlite3.OperationalError) as error:
+        if _primary_code(error) in _AWAY:
+            raise DatabaseUnavailable(
+                "the database is busy or away; nothing was changed, try again", retry_after=1.0
+            ) from error
+        raise
+
+
+def _primary_code(error: BaseException) -> int | None:
+    original = error.args[0] if error.args and isinstance(error.args[0], sqlite3.Error) else error
+    code = getattr(original, "sqlite_errorcode", None)
+    return code & 0xFF if isinstance(code, int) else None
