@@ -11,7 +11,8 @@ MAX_NAME_LENGTH = 256
 
 
 def parse_models(value: str | Iterable[str]) -> tuple[str, ...]:
-    """Patterns from a list, or from a comma-separated text. White space around a name is dropped, so are empty and repeated names.
+    """Patterns from a list, or from a comma-separated text. White space around a name is dropped,
+    and so are empty and repeated names.
 
     Raises ValueError on too many or too long names, and on control characters.
     """

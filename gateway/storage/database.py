@@ -55,15 +55,15 @@ class Database(peewee.SqliteDatabase):
 
         Raises DatabaseUnavailable when the database is locked, full or away; then nothing was changed.
         """
-        with faults():
-            # A deferred transaction that reads and then writes fails at once with "locked", whatever the timeout.
-            with self.atomic("IMMEDIATE"):
-                yield
+        # IMMEDIATE: a deferred transaction that reads and then writes fails at once with "locked", whatever the timeout.
+        with faults(), self.atomic("IMMEDIATE"):
+            yield
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of a SELECT written with `?`. Raises DatabaseUnavailable."""
         with faults():
-            return self.execute_sql(sql, parameters).fetchall()  # type: ignore[no-any-return] # peewee gives an untyped cursor
+            rows: list[tuple[Any, ...]] = self.execute_sql(sql, parameters).fetchall()
+            return rows
 
     def run_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         """Runs one statement for each row of parameters, inside `write()`."""
