@@ -239,14 +239,14 @@ class Session(Model):
         table_name = "sessions"
 
 
-class LoginAttempts(Model):
-    """How often a name was tried, over all doors and processes."""
+class LoginAttempt(Model):
+    """One verification of a password; `refused`: whether a further try was refused after it and is audited already."""
 
-    username = TextField(primary_key=True)
-    window_start = TextField()
-    attempts = IntegerField(default=0)
-    failures = IntegerField(default=0)
-    blocked_until = TextField(null=True)
+    id = AutoField()
+    username = TextField()
+    at = TextField()
+    succeeded = SmallIntegerField(default=0)
+    refused = SmallIntegerField(default=0)
 
     class Meta:
         table_name = "login_attempts"

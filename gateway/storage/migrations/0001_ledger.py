@@ -110,6 +110,8 @@ CREATE TABLE requests (
 );
 CREATE INDEX requests_token ON requests (token_id, request_id);
 CREATE INDEX requests_model ON requests (request_model, request_id);
+CREATE INDEX requests_settled ON requests (settled_at, request_id) WHERE settled_at IS NOT NULL;
+CREATE INDEX requests_unusual ON requests (state, request_id) WHERE state IN ('released', 'expired');
 CREATE INDEX requests_open ON requests (proxy_id, request_id) WHERE state = 'admitted';
 
 CREATE TABLE tombstones (
@@ -208,12 +210,14 @@ CREATE TABLE sessions (
 CREATE INDEX sessions_administrator ON sessions (administrator_id, created_at);
 
 CREATE TABLE login_attempts (
-    username TEXT NOT NULL PRIMARY KEY,
-    window_start TEXT NOT NULL,
-    attempts INTEGER NOT NULL DEFAULT 0,
-    failures INTEGER NOT NULL DEFAULT 0,
-    blocked_until TEXT
+    id {id},
+    username TEXT NOT NULL,
+    at TEXT NOT NULL,
+    succeeded SMALLINT NOT NULL DEFAULT 0,
+    refused SMALLINT NOT NULL DEFAULT 0
 );
+CREATE INDEX login_attempts_username ON login_attempts (username, id);
+CREATE INDEX login_attempts_at ON login_attempts (at);
 
 CREATE TABLE operations (
     request_id TEXT NOT NULL PRIMARY KEY,
