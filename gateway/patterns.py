@@ -11,9 +11,9 @@ MAX_NAME_LENGTH = 256
 
 
 def parse_models(value: str | Iterable[str]) -> tuple[str, ...]:
-    """Patterns from a list, or from a comma-separated text. White space around a name is dropped,
-    and so are empty and repeated names.
+    """Patterns from a list, or from a comma-separated text.
 
+    White space around a name is dropped, and so are empty and repeated names.
     Raises ValueError on too many or too long names, and on control characters.
     """
     names = value.split(",") if isinstance(value, str) else list(value)

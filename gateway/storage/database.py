@@ -62,14 +62,14 @@ class Database(peewee.SqliteDatabase):
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of a SELECT written with `?`. Raises DatabaseUnavailable."""
         with faults():
-            rows: list[tuple[Any, ...]] = self.execute_sql(sql, parameters).fetchall()
+            rows: list[tuple[Any, ...]] = self.execute_sql(sql, parameters).fetchall()  # type: ignore[no-untyped-call] # peewee's stub
             return rows
 
     def run_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         """Runs one statement for each row of parameters, inside `write()`."""
         if rows:
             with faults():
-                self.cursor().executemany(sql, rows)
+                self.cursor().executemany(sql, rows)  # type: ignore[no-untyped-call] # peewee's stub
 
     def checkpoint(self, *, truncate: bool = False) -> bool:
         """Moves the WAL into the database file; with `truncate`, empties the WAL too. For one thread of one process only.
