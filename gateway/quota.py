@@ -148,18 +148,9 @@ class _Limit:
 
 
 def _admit_strictly(token: TokenState, maximum: int, call: Call, candidates: Sequence[PricedCandidate]) -> Grant | Refusal:
-    if call.unbounded_features:
-        return UnboundedRequest(
-            f"{', '.join(call.unbounded_features)}: the cost of this has no upper bound, and the budget of this token is strict."
-            " Leave it out, or ask for a token with a soft budget."
-        )
-    if any(not _is_priced(candidate, call) for candidate in candidates):
-        return _not_priced(call)
-    if call.input_unbounded and any(candidate.context_window is None for candidate in candidates):
-        return UnboundedRequest(
-            "Part of the input lies elsewhere and the model's context window is not known, so its cost has no upper bound."
-            " Send the input itself, or ask for a token with a soft budget."
-        )
+    refusal = _unbounded(call, candidates)
+    if refusal is not None:
+        return refusal
     limits = _limits(call, candidates)
     stated = call.max_output_tokens
     ceiling = max(limit.ceiling for limit in limits)
@@ -181,7 +172,8 @@ def _admit_strictly(token: TokenState, maximum: int, call: Call, candidates: Seq
     least = _hold(limits, min(wanted, LEAST_OUTPUT_TOKENS))
     if least > left:
         return RequestExceedsBudget(
-            f"This call may cost {_amount(least)} and {_amount(left)} is left on this token. Make it shorter, or ask for a top-up.",
+            f"This call may cost {_amount(least)} and {_amount(left)} is left on this token."
+            " Make it shorter, or ask for a top-up.",
             metadata=_figures(token, maximum, least),
         )
     if token.held_nanos > 0:
@@ -194,6 +186,23 @@ def _admit_strictly(token: TokenState, maximum: int, call: Call, candidates: Seq
         )
     granted = min(wanted, _affordable(limits, free))
     return Grant(_hold(limits, granted), granted)
+
+
+def _unbounded(call: Call, candidates: Sequence[PricedCandidate]) -> Refusal | None:
+    """Why no upper bound of this call's cost can be given; None: one can."""
+    if call.unbounded_features:
+        return UnboundedRequest(
+            f"The cost of {', '.join(call.unbounded_features)} has no upper bound, and the budget of this token is strict."
+            " Leave it out, or ask for a token with a soft budget."
+        )
+    if any(not _is_priced(candidate, call) for candidate in candidates):
+        return _not_priced(call)
+    if call.input_unbounded and any(candidate.context_window is None for candidate in candidates):
+        return UnboundedRequest(
+            "Part of the input lies elsewhere and the model's context window is not known, so its cost has no upper bound."
+            " Send the input itself, or ask for a token with a soft budget."
+        )
+    return None
 
 
 def _limits(call: Call, candidates: Sequence[PricedCandidate]) -> list[_Limit]:
