@@ -67,6 +67,7 @@ CREATE TABLE client_tokens (
 CREATE UNIQUE INDEX client_tokens_token_hash ON client_tokens (token_hash) WHERE deleted_at IS NULL;
 CREATE INDEX client_tokens_previous_token_hash ON client_tokens (previous_token_hash) WHERE previous_token_hash IS NOT NULL;
 CREATE INDEX client_tokens_inbox ON client_tokens (id) WHERE token IS NOT NULL;
+CREATE INDEX client_tokens_name ON client_tokens (name, id);
 CREATE INDEX client_tokens_customer ON client_tokens (customer, id);
 
 CREATE TABLE requests (

@@ -1,0 +1,62 @@
+"""Changes that were asked for with an id: the same id again is known, whatever became of the first answer."""
+
+from __future__ import annotations
+
+import hmac
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from gateway.clock import to_text
+from gateway.errors import AlreadyExists, InvalidArgument
+from gateway.ids import is_canonical_uuid
+from gateway.storage import models
+from gateway.storage.database import Database
+
+
+class Operations:
+    """Remembers ids of changes. Both methods belong inside one `write()`, before and after the change.
+
+    key: the token key. What is kept of the arguments is keyed by it, as a chosen secret among them may be guessable.
+    """
+
+    def __init__(self, db: Database, *, key: bytes) -> None:
+        self._db = db
+        self._key = key
+
+    def repeated(self, request_id: str, rpc: str, arguments: Mapping[str, Any]) -> int | None:
+        """The token id of the same change when it was made before, else None; always None without an id.
+
+        Raises InvalidArgument when the id is no UUID, AlreadyExists when it was used for something else.
+        """
+        if not request_id:
+            return None
+        row = models.Operation.select().where(models.Operation.request_id == _canonical(request_id))
+        found = next(iter(row.execute(self._db)), None)
+        if found is None:
+            return None
+        if found.rpc != rpc or not hmac.compare_digest(found.digest, self._digest(rpc, arguments)):
+            raise AlreadyExists("request_id was used for another change: take a new UUID")
+        return int(found.token_id)
+
+    def note(self, request_id: str, rpc: str, arguments: Mapping[str, Any], *, token_id: int, at: datetime) -> None:
+        """Writes down that the change was made. Nothing without an id."""
+        if request_id:
+            models.Operation.insert(
+                request_id=_canonical(request_id),
+                rpc=rpc,
+                digest=self._digest(rpc, arguments),
+                token_id=token_id,
+                created_at=to_text(at),
+            ).execute(self._db)
+
+    def _digest(self, rpc: str, arguments: Mapping[str, Any]) -> str:
+        canonical = json.dumps([rpc, dict(arguments)], sort_keys=True, default=str)
+        return hmac.digest(self._key, b"operation\0" + canonical.encode(), "sha256").hex()
+
+
+def _canonical(request_id: str) -> str:
+    if not is_canonical_uuid(request_id.lower()):
+        raise InvalidArgument("request_id is a UUID, such as 0190b0a4-5b7c-7e3a-9d55-0f6c1a2b3c4d")
+    return request_id.lower()

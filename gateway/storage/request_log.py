@@ -1,0 +1,213 @@
+"""The request log as administrators read it: pages of calls, one call, and the calls as they end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from gateway.clock import from_text, to_text
+from gateway.errors import InvalidArgument, NotFound
+from gateway.ids import uuid7
+from gateway.storage.database import Database
+
+STATES = ("admitted", "settled", "released", "expired")
+
+_MAX_SAME_NAME = 100
+_OLDEST_ID = timedelta(days=7)  # an id with a time in it is at most this old when its call is admitted
+_SKEW = timedelta(days=1)  # and was made by a clock that is at most this far ahead
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedRequest:
+    """One call. Money in nano-dollars, times in milliseconds; 0 and empty where a thing is not known."""
+
+    request_id: str
+    parent_request_id: str
+    token_id: int
+    token_name: str
+    state: str
+    endpoint: str
+    dialect: str
+    stream: bool
+    request_model: str
+    response_model: str
+    provider: str
+    admitted_at: datetime
+    settled_at: datetime | None
+    held_nanos: int
+    cost_nanos: int
+    price_id: int
+    input_tokens: int
+    cached_input_tokens: int
+    cache_write_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    usage_source: str
+    status: int
+    error_code: str
+    ttft_ms: int
+    duration_ms: int
+    client_ip: str
+    user_agent: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFilter:
+    """Which calls; empty fields let all pass. since, until: admitted at or after, and before."""
+
+    token_id: int = 0
+    token_name: str = ""
+    model: str = ""
+    state: str = ""
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+_COLUMNS = """
+    r.request_id, r.parent_request_id, r.token_id, t.name, r.state, r.endpoint, r.dialect, r.stream, r.request_model,
+    r.response_model, r.provider, r.admitted_at, r.settled_at, r.held_nanos, r.cost_nanos, r.price_id, r.input_tokens,
+    r.cached_input_tokens, r.cache_write_tokens, r.output_tokens, r.reasoning_tokens, r.usage_source, r.status, r.error_code,
+    r.ttft_ms, r.duration_ms, r.client_ip, r.user_agent
+"""
+# The token's row stays when a token is deleted, so an inner join loses no call.
+_FROM = "FROM requests r JOIN client_tokens t ON t.id = r.token_id"
+
+
+class RequestLog:
+    """Reads `requests`. Every read is short: no transaction is held across a stream."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def page(self, wanted: RequestFilter, *, limit: int, before_id: str = "") -> list[LoggedRequest]:
+        """The calls below an id, the newest id first. Raises InvalidArgument for a state that is none."""
+        found: list[LoggedRequest] = []
+        # One query a token: so each walks the index in the order of the answer and stops at the limit.
+        for token_ids in self._token_ids(wanted):
+            where, parameters = _conditions(wanted, token_ids)
+            if before_id:
+                where.append("r.request_id < ?")
+                parameters.append(before_id)
+            # Calls that are open are few, and their index is not in the order of ids: `|| ''` keeps the walk over all ids away.
+            order = "r.request_id || ''" if wanted.state == "admitted" else "r.request_id"
+            sql = f"SELECT {_COLUMNS} {_FROM} {_where(where)} ORDER BY {order} DESC LIMIT ?"
+            found.extend(_to_request(row) for row in self._db.query(sql, (*parameters, limit)))
+        found.sort(key=lambda request: request.request_id, reverse=True)
+        return found[:limit]
+
+    def get(self, request_id: str) -> LoggedRequest:
+        """One call. Raises NotFound."""
+        sql = f"SELECT {_COLUMNS} {_FROM} WHERE r.request_id = ?"
+        rows = self._db.query(sql, (request_id,))
+        if not rows:
+            raise NotFound(f"there is no request {request_id}")
+        return _to_request(rows[0])
+
+    def ended(
+        self, wanted: RequestFilter, *, after: tuple[str, str], until: datetime, limit: int
+    ) -> tuple[list[LoggedRequest], tuple[str, str]]:
+        """The calls that ended after a position (time as text, id) and not after `until`, the first to end first.
+
+        Gives the position to go on from too. A call whose provisional end was replaced by a report ends once more.
+        """
+        found: list[LoggedRequest] = []
+        for token_ids in self._token_ids(wanted):
+            where, parameters = _conditions(wanted, token_ids, by_id=False)
+            where += ["r.settled_at IS NOT NULL", "(r.settled_at, r.request_id) > (?, ?)", "r.settled_at <= ?"]
+            parameters += [*after, to_text(until)]
+            sql = f"SELECT {_COLUMNS} {_FROM} {_where(where)} ORDER BY r.settled_at, r.request_id LIMIT ?"
+            found.extend(_to_request(row) for row in self._db.query(sql, (*parameters, limit)))
+        found.sort(key=_end)
+        found = found[:limit]
+        if len(found) == limit:
+            return found, _end(found[-1])
+        return found, max((to_text(until), "g"), after)  # "g" is above every id of that very moment
+
+    def _token_ids(self, wanted: RequestFilter) -> Sequence[tuple[int, ...]]:
+        """The tokens that the filter names, each for a query of its own; one empty tuple when it names none."""
+        if not wanted.token_name:
+            return [(wanted.token_id,)] if wanted.token_id else [()]
+        rows = self._db.query("SELECT id FROM client_tokens WHERE name = ? LIMIT ?", (wanted.token_name, _MAX_SAME_NAME + 1))
+        ids = {int(row[0]) for row in rows}
+        if len(ids) > _MAX_SAME_NAME:
+            raise InvalidArgument(f"more than {_MAX_SAME_NAME} tokens have this name: give token_id instead")
+        if wanted.token_id:
+            ids &= {wanted.token_id}
+        return [(token_id,) for token_id in sorted(ids)]
+
+
+def _conditions(wanted: RequestFilter, token_ids: tuple[int, ...], *, by_id: bool = True) -> tuple[list[str], list[Any]]:
+    where: list[str] = []
+    parameters: list[Any] = []
+    for token_id in token_ids:
+        where.append("r.token_id = ?")
+        parameters.append(token_id)
+    if wanted.model:
+        where.append("r.request_model = ?")
+        parameters.append(wanted.model)
+    if wanted.state:
+        if wanted.state not in STATES:
+            raise InvalidArgument(f"state is one of {', '.join(STATES)}", metadata={"param": "state"})
+        where.append(f"r.state = '{wanted.state}'")  # spelled out: a partial index is not used for a parameter
+    if wanted.since is not None:
+        where.append("r.admitted_at >= ?")
+        parameters.append(to_text(wanted.since))
+        if by_id:
+            where.append("r.request_id >= ?")
+            parameters.append(_id_at(wanted.since - _OLDEST_ID))
+    if wanted.until is not None:
+        where.append("r.admitted_at < ?")
+        parameters.append(to_text(wanted.until))
+        if by_id:
+            where.append("r.request_id < ?")
+            parameters.append(_id_at(wanted.until + _SKEW))
+    return where, parameters
+
+
+def _id_at(moment: datetime) -> str:
+    """The start of all ids made at this moment: ids of version 7 sort by time."""
+    milliseconds = min(max(int(moment.timestamp() * 1000), 0), (1 << 48) - 1)
+    return uuid7(milliseconds)[:13]
+
+
+def _where(conditions: list[str]) -> str:
+    return f"WHERE {' AND '.join(conditions)}" if conditions else ""
+
+
+def _end(request: LoggedRequest) -> tuple[str, str]:
+    return ("" if request.settled_at is None else to_text(request.settled_at), request.request_id)
+
+
+def _to_request(row: tuple[Any, ...]) -> LoggedRequest:
+    return LoggedRequest(
+        request_id=row[0],
+        parent_request_id=row[1] or "",
+        token_id=row[2],
+        token_name=row[3] or f"token-{row[2]}",
+        state=row[4],
+        endpoint=row[5],
+        dialect=row[6],
+        stream=bool(row[7]),
+        request_model=row[8],
+        response_model=row[9],
+        provider=row[10],
+        admitted_at=from_text(row[11]),
+        settled_at=None if row[12] is None else from_text(row[12]),
+        held_nanos=row[13],
+        cost_nanos=row[14],
+        price_id=row[15] or 0,
+        input_tokens=row[16],
+        cached_input_tokens=row[17],
+        cache_write_tokens=row[18],
+        output_tokens=row[19],
+        reasoning_tokens=row[20],
+        usage_source=row[21] or "",
+        status=row[22],
+        error_code=row[23],
+        ttft_ms=row[24],
+        duration_ms=row[25],
+        client_ip=row[26],
+        user_agent=row[27],
+    )
