@@ -65,6 +65,11 @@ class Database(peewee.SqliteDatabase):
             rows: list[tuple[Any, ...]] = self.execute_sql(sql, parameters).fetchall()  # type: ignore[no-untyped-call] # peewee's stub
             return rows
 
+    def run(self, sql: str, parameters: Sequence[Any] = ()) -> None:
+        """Runs one statement that gives no rows, inside `write()`."""
+        with faults():
+            self.execute_sql(sql, parameters)  # type: ignore[no-untyped-call] # peewee's stub
+
     def run_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         """Runs one statement for each row of parameters, inside `write()`."""
         if rows:

@@ -1,0 +1,65 @@
+"""What goes through the ledger's door and what comes back."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from gateway.errors import GatewayError
+from gateway.quota import Call, PricedCandidate
+from gateway.usage import State
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """One call that wants to be made, as the ledger takes it."""
+
+    token_hash: str
+    """Hex of `gateway.tokens.hash_secret`; the secret itself never comes here."""
+    call: Call
+    identity: str
+    """The certificate's name of whoever asks."""
+    request_id: str = ""
+    """Empty: only look; nothing is held and no row is written."""
+    candidates: tuple[tuple[str, str], ...] = ()
+    """(provider, model) of each place where the call may go."""
+    parent_request_id: str = ""
+    endpoint: str = ""
+    dialect: str = ""
+    stream: bool = False
+    client_ip: str = ""
+    user_agent: str = ""
+    proxy_id: str = ""
+    digest: str = ""
+    """The same for the same arguments; a repeat with another one is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """Yes. `request_id` is held for, unless it was only looked."""
+
+    token_id: int
+    held_nanos: int
+    max_output_tokens: int | None
+    candidates: Sequence[PricedCandidate] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A report that is booked, now or by an earlier copy."""
+
+    state: State
+    cost_nanos: int
+    remaining_nanos: int | None
+    """What is left on the token, holds not taken off; None: no budget."""
+
+
+@dataclass(slots=True)
+class BatchOutcome:
+    """One answer an item, in the order of the batch."""
+
+    settlements: list[Settled | GatewayError] = field(default_factory=list)
+    admissions: list[Admitted | GatewayError] = field(default_factory=list)
+    events: Counter[str] = field(default_factory=Counter)
+    """What an operator wants counted: `implausible_usage`, `overrun`, `conflicting_report`, `adopted`."""

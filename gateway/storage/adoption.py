@@ -1,0 +1,106 @@
+"""Adoption: makes client tokens of rows that a person wrote into the table.
+
+`INSERT INTO client_tokens (name, token) VALUES ('my-first-token', 'my-token')` is all it takes. The plain text and the human
+amounts stand in inbox columns; adoption puts the hash and the nano-dollars in their place and empties the inbox. Whoever adopts
+empties the write-ahead log afterwards (`Database.checkpoint(truncate=True)`), so that no file keeps the plain text.
+"""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from typing import Any
+
+from gateway import tokens
+from gateway.clock import parse_expiry
+from gateway.money import to_nanos
+from gateway.patterns import parse_models
+from gateway.storage.database import Database
+
+INBOX = "(token IS NOT NULL OR max_amount IS NOT NULL OR amount_spent IS NOT NULL)"
+
+
+def has_inbox(db: Database) -> bool:
+    """Whether any row still holds a plain token. Costs one look at a small index."""
+    return bool(db.query("SELECT 1 FROM client_tokens WHERE token IS NOT NULL LIMIT 1"))
+
+
+def adopt(db: Database, key: bytes, now: str) -> int:
+    """Adopts every row with something in its inbox, inside a transaction that the caller holds; gives how many.
+
+    key: the installation's token key. now: the moment as the database writes it.
+    A row that cannot be read is disabled, and the audit says why; so is one whose token another live row has.
+    """
+    rows = db.query(
+        "SELECT id, name, token, token_hash, allowed_models, expires_at, max_amount, amount_spent, total_spent_nanos,"
+        f" deleted_at FROM client_tokens WHERE {INBOX} ORDER BY id"
+    )
+    for row in rows:
+        _adopt_row(db, key, now, row)
+    return len(rows)
+
+
+def _adopt_row(db: Database, key: bytes, now: str, row: tuple[Any, ...]) -> None:
+    token_id, name, secret, token_hash, allowed_models, expires_at, max_amount, amount_spent, total_spent, deleted_at = row
+    changes: dict[str, Any] = {"token": None, "max_amount": None, "amount_spent": None, "name": name or f"token-{token_id}"}
+    faults = []
+    if secret is not None:
+        hashed = tokens.hash_secret(key, secret).hex()
+        twin = db.query(
+            "SELECT id FROM client_tokens WHERE token_hash = ? AND deleted_at IS NULL AND id <> ?", (hashed, token_id)
+        )
+        if twin:
+            faults.append(f"token {twin[0][0]} has the same secret")
+        else:
+            changes |= {
+                "token_hash": hashed,
+                "hash_key_id": tokens.key_fingerprint(key),
+                "display_hint": tokens.display_hint(secret),
+                "weak": int(tokens.is_weak(secret)),
+            }
+    if max_amount is not None:
+        faults += _read(changes, "max_amount_nanos", lambda: to_nanos(_number(max_amount)))
+    if amount_spent is not None:
+        faults += _read(changes, "spent", lambda: to_nanos(_number(amount_spent)))
+    faults += _read(changes, "allowed_models", lambda: ",".join(parse_models(allowed_models or "")) or None)
+    if expires_at is not None:
+        faults += _read(changes, "expires_at", lambda: (parse_expiry(str(expires_at)), str(expires_at).strip())[1])
+    spent = changes.pop("spent", None)
+    if spent is not None and token_hash is None and total_spent == 0:
+        changes |= {"opening_nanos": spent, "total_spent_nanos": spent, "period_spent_nanos": spent}
+    if faults:
+        changes["enabled"] = 0
+    assignments = ", ".join(f"{column} = ?" for column in changes)
+    db.run(f"UPDATE client_tokens SET {assignments} WHERE id = ?", (*changes.values(), token_id))
+    if spent is not None and "opening_nanos" not in changes:
+        _adjust(db, token_id, spent - total_spent, now)
+    told = {"name": changes["name"], "faults": faults, "deleted": deleted_at is not None}
+    db.run(
+        "INSERT INTO audit (at, actor, action, subject, after_json) VALUES (?, ?, ?, ?, ?)",
+        (now, "service:auth", "token.disable_unreadable" if faults else "token.adopt", f"token:{token_id}", json.dumps(told)),
+    )
+
+
+def _adjust(db: Database, token_id: int, difference: int, now: str) -> None:
+    """What a person wrote over the amount of a token that already lives is a correction, and is kept as one."""
+    db.run(
+        "UPDATE client_tokens SET total_spent_nanos = total_spent_nanos + ?, period_spent_nanos = period_spent_nanos + ?"
+        " WHERE id = ?",
+        (difference, difference, token_id),
+    )
+    db.run(
+        "INSERT INTO adjustments (token_id, amount_nanos, reason, actor, created_at) VALUES (?, ?, ?, ?, ?)",
+        (token_id, difference, "amount_spent was written by hand", "sql", now),
+    )
+
+
+def _read(changes: dict[str, Any], column: str, read: Any) -> list[str]:
+    try:
+        changes[column] = read()
+    except ValueError as error:
+        return [f"{column}: {error}"]
+    return []
+
+
+def _number(value: Any) -> Decimal | float | str:
+    return value if isinstance(value, (Decimal, float)) else str(value)

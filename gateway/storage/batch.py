@@ -1,0 +1,455 @@
+"""One batch of the ledger: settlements first, then admissions, inside one transaction that the caller holds.
+
+Rows are read once, changed in memory by the pure rules of `gateway.settlement` and `gateway.quota`, and written once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from gateway import usage as units
+from gateway.admission import Admission, Admitted, BatchOutcome, Settled
+from gateway.clock import to_text
+from gateway.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    GatewayError,
+    NotFound,
+    PermissionDenied,
+    RequestWithdrawn,
+    TokenUnknown,
+)
+from gateway.ids import uuid7_milliseconds
+from gateway.quota import Grant, TokenState, admit, judge
+from gateway.settlement import Charge, charge
+from gateway.storage.adoption import INBOX, adopt, has_inbox
+from gateway.storage.database import Database
+from gateway.storage.prices import PriceBook
+from gateway.usage import Outcome, Report, State
+
+FINAL_AFTER_DAYS = 7  # a call that nobody reported for so long stays charged as it is, and its id is refused
+
+_COLUMNS_OF_TOKEN = (
+    f"{INBOX}, id, enabled, expires_at, allowed_models, max_amount_nanos, budget_mode, period_spent_nanos, held_nanos,"
+    " token_hash, total_spent_nanos, prompt_tokens, completion_tokens, total_tokens, request_count, open_calls, last_used_at, period_start,"
+    " deleted_at"
+)
+_COLUMNS_OF_REQUEST = (
+    "request_id, token_id, identity, state, candidates, admitted_at, period_start, held_nanos, granted_max_output_tokens,"
+    " cost_nanos, price_id, request_model, admission_digest, report_digest, input_tokens, output_tokens"
+)
+
+
+@dataclass(slots=True)
+class TokenRow(TokenState):
+    """A token in memory, with its counters."""
+
+    token_hash: str
+    total_spent_nanos: int
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    request_count: int
+    open_calls: int
+    last_used_at: str | None
+    period_start: str | None
+    deleted_at: str | None
+    changed: bool = False
+
+    def remaining_nanos(self) -> int | None:
+        """What is left of the budget, holds not taken off; None: no budget."""
+        return None if self.max_amount_nanos is None else self.max_amount_nanos - self.period_spent_nanos
+
+
+@dataclass(slots=True)
+class RequestRow:
+    """A call in memory."""
+
+    request_id: str
+    token_id: int
+    identity: str
+    state: str
+    candidates: str
+    """JSON: [provider, model, price_id] of each."""
+    admitted_at: str
+    period_start: str | None
+    held_nanos: int
+    granted_max_output_tokens: int | None
+    cost_nanos: int
+    price_id: int | None
+    request_model: str
+    admission_digest: str
+    report_digest: str | None
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+class Batch:
+    """Reads what a batch needs, applies it, writes what changed. For one use."""
+
+    def __init__(self, db: Database, prices: PriceBook, token_key: bytes, now: datetime) -> None:
+        self._db = db
+        self._token_key = token_key
+        self._prices = prices
+        self._now = now
+        self._now_text = to_text(now)
+        self._requests: dict[str, RequestRow] = {}
+        self._tombstones: dict[str, str] = {}
+        self._tokens: dict[int, TokenRow] = {}
+        self._by_hash: dict[str, TokenRow] = {}
+        self._inserts: list[tuple[Any, ...]] = []
+        self._updates: list[tuple[Any, ...]] = []
+        self._new_tombstones: list[tuple[Any, ...]] = []
+        self._audits: list[tuple[Any, ...]] = []
+        self._totals: dict[tuple[int, str, str], list[int]] = {}
+        self._outcome = BatchOutcome()
+
+    def run(self, settlements: Sequence[Report], admissions: Sequence[Admission]) -> BatchOutcome:
+        """Books and decides all items; an item's fault is its answer and leaves the others alone."""
+        self._prices.refresh()
+        self._read(settlements, admissions)
+        for report in settlements:
+            self._outcome.settlements.append(_answer(self._settle, report))
+        for admission in admissions:
+            self._outcome.admissions.append(_answer(self._admit, admission))
+        self._write()
+        return self._outcome
+
+    # -- settlements ---------------------------------------------------------------------------------------------------------
+
+    def _settle(self, report: Report) -> Settled:
+        row = self._requests.get(report.request_id)
+        if row is None:
+            return self._settle_unadmitted(report)
+        if row.identity != report.identity:
+            raise PermissionDenied("this call was opened by another identity, which alone may report it")
+        token = self._tokens[row.token_id]
+        digest = report.digest()
+        if row.state in (State.SETTLED, State.RELEASED):
+            if row.report_digest != digest:
+                self._conflict(report)
+                raise AlreadyExists("this call was already reported, with other figures; nothing was changed")
+            return Settled(State(row.state), row.cost_nanos, token.remaining_nanos())
+        if row.state == State.EXPIRED and _age_days(row.admitted_at, self._now) > FINAL_AFTER_DAYS:
+            raise FailedPrecondition(f"this call was left unreported for {FINAL_AFTER_DAYS} days, and its charge is final")
+        provider, model, price_id = _served(row.candidates, report)
+        decided = charge(report, held_nanos=row.held_nanos, rates=self._prices.rates(price_id))
+        self._book(row, token, report, decided, digest, served=(provider, model, price_id))
+        return Settled(decided.state, decided.cost_nanos, token.remaining_nanos())
+
+    def _book(
+        self,
+        row: RequestRow,
+        token: TokenRow,
+        report: Report,
+        decided: Charge,
+        digest: str,
+        *,
+        served: tuple[str, str, int],
+    ) -> None:
+        input_tokens, output_tokens = decided.usage.get(units.INPUT, 0), decided.usage.get(units.OUTPUT, 0)
+        added = decided.cost_nanos - row.cost_nanos  # an expired row was charged provisionally
+        if row.state == State.ADMITTED:
+            token.held_nanos -= row.held_nanos
+            token.open_calls -= 1
+        token.total_spent_nanos += added
+        if row.period_start == token.period_start:
+            token.period_spent_nanos += added
+        token.prompt_tokens += input_tokens
+        token.completion_tokens += output_tokens
+        token.total_tokens += input_tokens + output_tokens
+        served_now = decided.state is State.SETTLED
+        token.request_count += served_now
+        token.changed = True
+        totals = self._totals.setdefault((token.id, row.admitted_at[:10], row.request_model), [0, 0, 0, 0])
+        for place, value in enumerate((int(served_now), input_tokens, output_tokens, added)):
+            totals[place] += value
+        if decided.implausible:
+            self._outcome.events["implausible_usage"] += 1
+        if decided.overrun_nanos:
+            self._outcome.events["overrun"] += 1
+        row.state, row.cost_nanos, row.report_digest = decided.state, decided.cost_nanos, digest
+        provider, model, price_id = served
+        self._updates.append(
+            (
+                decided.state,
+                self._now_text,
+                decided.cost_nanos,
+                price_id or None,
+                provider,
+                report.response_model or (model if served_now else ""),
+                input_tokens,
+                decided.usage.get(units.CACHED_INPUT, 0),
+                decided.usage.get(units.CACHE_WRITE, 0),
+                output_tokens,
+                decided.usage.get(units.REASONING, 0),
+                report.usage_json,
+                decided.source,
+                report.status,
+                report.error_code,
+                report.attempts_json,
+                report.ttft_ms,
+                report.duration_ms,
+                digest,
+                row.request_id,
+            )
+        )
+
+    def _settle_unadmitted(self, report: Report) -> Settled:
+        if _is_too_old(report.request_id, self._now):
+            raise FailedPrecondition(f"this id is more than {FINAL_AFTER_DAYS} days old")
+        digest = report.digest()
+        buried = self._tombstones.get(report.request_id)
+        if buried is not None or report.outcome is Outcome.RELEASED:
+            if buried is None:
+                self._tombstones[report.request_id] = digest
+                self._new_tombstones.append((report.request_id, report.identity, digest, self._now_text))
+            elif buried != digest:
+                raise AlreadyExists("this call was already reported as not made; nothing was changed")
+            return Settled(State.RELEASED, 0, None)
+        if not report.token_id:
+            raise NotFound("this call was never admitted; ValidateToken comes first")
+        if not report.may_record_unadmitted:
+            raise PermissionDenied("reporting a call that was never admitted needs the right record_unadmitted")
+        token = self._tokens.get(report.token_id)
+        if token is None:
+            raise NotFound(f"there is no token {report.token_id}")
+        priced = self._prices.find(report.provider, report.model)
+        decided = charge(report, held_nanos=0, rates=priced.rates)
+        row = RequestRow(
+            request_id=report.request_id,
+            token_id=token.id,
+            identity=report.identity,
+            state=State.EXPIRED,  # neither held nor charged yet: `_book` adds all of it
+            candidates=json.dumps([[priced.provider, priced.model, priced.price_id]]),
+            admitted_at=self._now_text,
+            period_start=token.period_start,
+            held_nanos=0,
+            granted_max_output_tokens=None,
+            cost_nanos=0,
+            price_id=priced.price_id or None,
+            request_model=report.model,
+            admission_digest="",
+            report_digest=None,
+        )
+        self._requests[row.request_id] = row
+        self._insert(row, None)
+        self._book(row, token, report, decided, digest, served=(priced.provider, priced.model, priced.price_id))
+        return Settled(decided.state, decided.cost_nanos, token.remaining_nanos())
+
+    def _conflict(self, report: Report) -> None:
+        self._outcome.events["conflicting_report"] += 1
+        told = {"outcome": report.outcome, "usage": dict(report.usage), "status": report.status}
+        self._audits.append(
+            (self._now_text, f"service:{report.identity}", "usage.conflict", f"request:{report.request_id}", json.dumps(told))
+        )
+
+    # -- admissions ----------------------------------------------------------------------------------------------------------
+
+    def _admit(self, admission: Admission) -> Admitted:
+        token = self._by_hash.get(admission.token_hash)
+        if token is None:
+            raise TokenUnknown("This token is not known here.")
+        if not admission.request_id:
+            return self._look(token, admission)
+        row = self._requests.get(admission.request_id)
+        if row is not None:
+            return self._admit_again(row, admission)
+        if admission.request_id in self._tombstones:
+            raise RequestWithdrawn("This call was reported as not made before it was admitted.")
+        if _is_too_old(admission.request_id, self._now):
+            raise FailedPrecondition(f"this id is more than {FINAL_AFTER_DAYS} days old; make a new one")
+        candidates = [self._prices.find(*candidate) for candidate in admission.candidates]
+        decision = admit(token, admission.call, candidates, self._now)
+        if not isinstance(decision, Grant):
+            decision.metadata["token_id"] = str(token.id)
+            raise decision
+        token.held_nanos += decision.held_nanos
+        token.open_calls += 1
+        token.last_used_at = self._now_text
+        token.changed = True
+        row = RequestRow(
+            request_id=admission.request_id,
+            token_id=token.id,
+            identity=admission.identity,
+            state=State.ADMITTED,
+            candidates=json.dumps([[c.provider, c.model, c.price_id] for c in candidates], separators=(",", ":")),
+            admitted_at=self._now_text,
+            period_start=token.period_start,
+            held_nanos=decision.held_nanos,
+            granted_max_output_tokens=decision.max_output_tokens,
+            cost_nanos=0,
+            price_id=candidates[0].price_id or None,
+            request_model=admission.call.request_model,
+            admission_digest=admission.digest,
+            report_digest=None,
+        )
+        self._requests[row.request_id] = row
+        self._insert(row, admission)
+        return Admitted(token.id, decision.held_nanos, decision.max_output_tokens, candidates)
+
+    def _look(self, token: TokenRow, admission: Admission) -> Admitted:
+        refusal = judge(token, admission.call.request_model, self._now)
+        if refusal is not None:
+            refusal.metadata["token_id"] = str(token.id)
+            raise refusal
+        return Admitted(token.id, 0, None)
+
+    def _admit_again(self, row: RequestRow, admission: Admission) -> Admitted:
+        same = row.identity == admission.identity and row.admission_digest == admission.digest
+        if not same or row.state != State.ADMITTED:
+            raise AlreadyExists("this id was used for another call, or its call has ended; make a new one")
+        candidates = [
+            replace(self._prices.find(provider, model), price_id=price_id, rates=self._prices.rates(price_id))
+            for provider, model, price_id in json.loads(row.candidates)
+        ]
+        return Admitted(row.token_id, row.held_nanos, row.granted_max_output_tokens, candidates)
+
+    def _insert(self, row: RequestRow, admission: Admission | None) -> None:
+        self._inserts.append(
+            (
+                row.request_id,
+                (admission.parent_request_id or None) if admission else None,
+                row.token_id,
+                row.identity,
+                (admission.proxy_id or None) if admission else None,
+                row.state,
+                admission.endpoint if admission else "",
+                admission.dialect if admission else "",
+                int(admission.stream) if admission else 0,
+                row.request_model,
+                row.candidates,
+                row.admitted_at,
+                row.period_start,
+                row.held_nanos,
+                row.granted_max_output_tokens,
+                row.price_id,
+                admission.client_ip if admission else "",
+                admission.user_agent if admission else "",
+                row.admission_digest,
+            )
+        )
+
+    # -- reading and writing -------------------------------------------------------------------------------------------------
+
+    def _read(self, settlements: Sequence[Report], admissions: Sequence[Admission]) -> None:
+        ids = {report.request_id for report in settlements} | {a.request_id for a in admissions if a.request_id}
+        for row in self._select(f"SELECT {_COLUMNS_OF_REQUEST} FROM requests WHERE request_id IN", ids):
+            self._requests[row[0]] = RequestRow(*row)
+        missing = ids - self._requests.keys()
+        select_tombstones = "SELECT request_id, report_digest FROM tombstones WHERE request_id IN"
+        self._tombstones = dict(self._select(select_tombstones, missing))
+        token_ids = {row.token_id for row in self._requests.values()}
+        token_ids |= {report.token_id for report in settlements if report.token_id}
+        hashes = {admission.token_hash for admission in admissions}
+        inbox = self._read_tokens(token_ids, hashes)
+        if inbox or (hashes - self._by_hash.keys() and has_inbox(self._db)):
+            self._outcome.events["adopted"] += adopt(self._db, self._token_key, self._now_text)
+            self._tokens.clear()
+            self._by_hash.clear()
+            self._read_tokens(token_ids, hashes)
+
+    def _read_tokens(self, ids: Iterable[int], hashes: Iterable[str]) -> bool:
+        """Reads tokens by id and by hash; gives whether a person wrote something into one of them."""
+        inbox = False
+        select = f"SELECT {_COLUMNS_OF_TOKEN} FROM client_tokens WHERE"
+        rows = self._select(f"{select} id IN", ids) + self._select(f"{select} deleted_at IS NULL AND token_hash IN", hashes)
+        for has_inbox_values, token_id, enabled, expires_at, allowed_models, maximum, mode, *rest in rows:
+            inbox = inbox or bool(has_inbox_values)
+            token = TokenRow(token_id, bool(enabled), expires_at, allowed_models, maximum, mode == "strict", *rest)
+            token = self._tokens.setdefault(token.id, token)
+            if token.deleted_at is None and token.token_hash is not None:
+                self._by_hash[token.token_hash] = token
+        return inbox
+
+    def _select(self, sql: str, values: Iterable[Any]) -> list[tuple[Any, ...]]:
+        wanted = sorted(values)
+        if not wanted:
+            return []
+        # Padded to a power of two, so that a handful of statements serve every size and stay prepared.
+        size = 1 << (len(wanted) - 1).bit_length()
+        wanted += [wanted[-1]] * (size - len(wanted))
+        return self._db.query(f"{sql} ({','.join('?' * size)})", wanted)
+
+    def _write(self) -> None:
+        run_many = self._db.run_many
+        changed = [token for token in self._tokens.values() if token.changed]
+        run_many(
+            "UPDATE client_tokens SET held_nanos = ?, period_spent_nanos = ?, total_spent_nanos = ?, prompt_tokens = ?,"
+            " completion_tokens = ?, total_tokens = ?, request_count = ?, open_calls = ?, last_used_at = ? WHERE id = ?",
+            [
+                (
+                    token.held_nanos,
+                    token.period_spent_nanos,
+                    token.total_spent_nanos,
+                    token.prompt_tokens,
+                    token.completion_tokens,
+                    token.total_tokens,
+                    token.request_count,
+                    token.open_calls,
+                    token.last_used_at,
+                    token.id,
+                )
+                for token in changed
+            ],
+        )
+        run_many(
+            "INSERT INTO requests (request_id, parent_request_id, token_id, identity, proxy_id, state, endpoint, dialect,"
+            " stream, request_model, candidates, admitted_at, period_start, held_nanos, granted_max_output_tokens, price_id,"
+            " client_ip, user_agent, admission_digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            self._inserts,
+        )
+        run_many(
+            "UPDATE requests SET state = ?, settled_at = ?, cost_nanos = ?, price_id = ?, provider = ?, response_model = ?,"
+            " input_tokens = ?, cached_input_tokens = ?, cache_write_tokens = ?, output_tokens = ?, reasoning_tokens = ?,"
+            " usage_json = ?, usage_source = ?, status = ?, error_code = ?, attempts_json = ?, ttft_ms = ?, duration_ms = ?,"
+            " report_digest = ? WHERE request_id = ?",
+            self._updates,
+        )
+        add_totals(self._db, self._totals)
+        run_many(
+            "INSERT INTO tombstones (request_id, identity, report_digest, created_at) VALUES (?, ?, ?, ?)",
+            self._new_tombstones,
+        )
+        run_many("INSERT INTO audit (at, actor, action, subject, after_json) VALUES (?, ?, ?, ?, ?)", self._audits)
+
+
+def add_totals(db: Database, totals: dict[tuple[int, str, str], list[int]]) -> None:
+    """Adds to the daily totals, inside a transaction: (token id, day, model) -> requests, input, output, nano-dollars."""
+    db.run_many(
+        "INSERT INTO daily_totals (token_id, day, model, requests, input_tokens, output_tokens, cost_nanos)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (token_id, day, model) DO UPDATE SET"
+        " requests = daily_totals.requests + excluded.requests,"
+        " input_tokens = daily_totals.input_tokens + excluded.input_tokens,"
+        " output_tokens = daily_totals.output_tokens + excluded.output_tokens,"
+        " cost_nanos = daily_totals.cost_nanos + excluded.cost_nanos",
+        [(*key, *values) for key, values in sorted(totals.items())],
+    )
+
+
+def _answer(apply: Any, item: Any) -> Any:
+    try:
+        return apply(item)
+    except GatewayError as error:
+        return error
+
+
+def _served(candidates: str, report: Report) -> tuple[str, str, int]:
+    known: list[tuple[str, str, int]] = [tuple(candidate) for candidate in json.loads(candidates)]
+    for candidate in known:
+        if candidate[:2] == (report.provider, report.model):
+            return candidate
+    return known[0]
+
+
+def _age_days(text: str, now: datetime) -> float:
+    return (now - datetime.fromisoformat(text)).total_seconds() / 86_400
+
+
+def _is_too_old(request_id: str, now: datetime) -> bool:
+    milliseconds = uuid7_milliseconds(request_id)
+    return milliseconds is not None and now.timestamp() * 1000 - milliseconds > FINAL_AFTER_DAYS * 86_400_000

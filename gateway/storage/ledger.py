@@ -1,0 +1,222 @@
+"""The ledger: the one door through which money passes. `commit` for calls, the rest for what keeps their holds alive."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gateway.admission import Admission, Admitted, BatchOutcome, Settled
+from gateway.clock import Clock, to_text
+from gateway.errors import DatabaseUnavailable, GatewayError
+from gateway.storage.batch import Batch, add_totals
+from gateway.storage.database import Database
+from gateway.storage.prices import PriceBook
+from gateway.storage.writer import Writer
+from gateway.usage import Report, Source, State
+
+COMMIT_TIMEOUT = 2.0  # seconds that an item waits for its turn where its caller states no limit
+_CHECKPOINT_BYTES = 4 << 20  # the write-ahead log is moved into the database when it is larger than this
+_EXPIRE_AT_ONCE = 200  # rows, so that calls wait for one of the sweeper's transactions no longer than for one of their own
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A call that an internal service has open, with the count of its renewals."""
+
+    request_id: str
+    beat: int
+
+
+class Ledger:
+    """Holds, charges and releases money; durable before it answers. Safe to call from many threads."""
+
+    def __init__(self, db: Database, *, token_key: bytes, clock: Clock) -> None:
+        self._db = db
+        self._clock = clock
+        self._token_key = token_key
+        self._prices = PriceBook(db, clock)
+        self._must_truncate = True  # whoever was here before may have been killed right after adopting a plain token
+        self._events: Counter[str] = Counter()
+        self._events_lock = threading.Lock()
+        self._wal = Path(f"{db.path}-wal")
+        self._writer: Writer[Report | Admission, Settled | Admitted | GatewayError] = Writer(self._apply, idle=self._idle)
+
+    def commit(
+        self, settlements: Sequence[Report], admissions: Sequence[Admission], *, timeout: float = COMMIT_TIMEOUT
+    ) -> BatchOutcome:
+        """Books the settlements, then decides the admissions, in one transaction with whatever else waits.
+
+        timeout: seconds until nobody waits for the answer any more; what is not begun by then is not done.
+        Gives one answer an item. Raises DatabaseUnavailable; then nothing of it was done, or it is known by its ids.
+        """
+        results = self._writer.submit([*settlements, *admissions], timeout=timeout)
+        outcome = BatchOutcome()
+        for place, result in enumerate(results):
+            into: list[Any] = outcome.settlements if place < len(settlements) else outcome.admissions
+            into.append(result)
+        return outcome
+
+    def beat(self, proxy_id: str, host: str) -> None:
+        """Notes that a proxy process is alive."""
+        now = to_text(self._clock.now())
+
+        def note() -> None:
+            with self._db.write():
+                self._db.run(
+                    "INSERT INTO proxies (id, host, beat, started_at, last_beat_at) VALUES (?, ?, 1, ?, ?)"
+                    " ON CONFLICT (id) DO UPDATE SET beat = proxies.beat + 1, last_beat_at = excluded.last_beat_at",
+                    (proxy_id, host, now, now),
+                )
+
+        self._writer.run(note)
+
+    def renew(self, request_ids: Sequence[str], identity: str) -> list[str]:
+        """Renews the leases of open calls of an internal service; gives those that are still open."""
+
+        def renew() -> list[str]:
+            renewed = []
+            with self._db.write():
+                for request_id in request_ids:
+                    where = "WHERE request_id = ? AND identity = ? AND state = 'admitted'"
+                    if self._db.query(f"SELECT 1 FROM requests {where}", (request_id, identity)):
+                        self._db.run(f"UPDATE requests SET lease_beat = lease_beat + 1 {where}", (request_id, identity))
+                        renewed.append(request_id)
+            return renewed
+
+        return self._writer.run(renew)
+
+    def beats(self) -> dict[str, int]:
+        """The last beat of each proxy process that has open calls; 0 for one that never beat."""
+        rows = self._db.query(
+            "SELECT open.proxy_id, COALESCE(proxies.beat, 0) FROM"
+            " (SELECT DISTINCT proxy_id FROM requests WHERE state = 'admitted' AND proxy_id IS NOT NULL) AS open"
+            " LEFT JOIN proxies ON proxies.id = open.proxy_id"
+        )
+        return {proxy_id: int(beat) for proxy_id, beat in rows}
+
+    def leases(self) -> list[Lease]:
+        """The open calls of internal services."""
+        rows = self._db.query(
+            "SELECT request_id, lease_beat FROM requests WHERE state = 'admitted' AND proxy_id IS NULL ORDER BY request_id"
+        )
+        return [Lease(request_id, int(beat)) for request_id, beat in rows]
+
+    def expire(self, *, proxy_id: str | None = None, request_ids: Collection[str] = ()) -> int:
+        """Charges, provisionally, the holds of open calls that nobody will report; gives how many there were.
+
+        proxy_id: all calls of this proxy process. request_ids: these calls.
+        """
+        expired = 0
+        while True:
+            rows = self._open_rows(proxy_id) if proxy_id is not None else list(request_ids)[expired:]
+            now = rows[:_EXPIRE_AT_ONCE]
+            if not now:
+                return expired
+            expired += self._writer.run(lambda some=now: self._expire(some))  # type: ignore[misc] # mypy cannot type the default
+
+    def add_denials(self, counts: dict[tuple[int, str, str], tuple[int, str, str]]) -> None:
+        """Adds refusals to their table: (token id, reason, minute) -> (count, last address, last request id)."""
+
+        def add() -> None:
+            with self._db.write():
+                self._db.run_many(
+                    "INSERT INTO denials (token_id, reason, minute, count, last_ip, last_request_id) VALUES (?, ?, ?, ?, ?, ?)"
+                    " ON CONFLICT (token_id, reason, minute) DO UPDATE SET count = denials.count + excluded.count,"
+                    " last_ip = excluded.last_ip, last_request_id = excluded.last_request_id",
+                    [(*key, *value) for key, value in counts.items()],
+                )
+
+        self._writer.run(add)
+
+    def forget(self, *, tombstones_before: str, proxies_before: str) -> None:
+        """Deletes tombstones and silent proxies of before these moments; neither is money."""
+
+        def forget() -> None:
+            with self._db.write():
+                self._db.run("DELETE FROM tombstones WHERE created_at < ?", (tombstones_before,))
+                self._db.run(
+                    "DELETE FROM proxies WHERE last_beat_at < ? AND id NOT IN"
+                    " (SELECT proxy_id FROM requests WHERE state = 'admitted' AND proxy_id IS NOT NULL)",
+                    (proxies_before,),
+                )
+
+        self._writer.run(forget)
+
+    def take_events(self) -> Counter[str]:
+        """What happened since the last look that an operator wants counted."""
+        with self._events_lock:
+            events, self._events = self._events, Counter()
+        return events
+
+    def close(self) -> None:
+        """Writes what waits, moves the write-ahead log into the database, and ends the writer's thread."""
+        self._writer.run(self._checkpoint)
+        self._writer.close()
+
+    def _apply(self, items: Sequence[Report | Admission]) -> list[Settled | Admitted | GatewayError]:
+        # Settlements before admissions over the whole transaction: they give money back.
+        order = sorted(range(len(items)), key=lambda place: isinstance(items[place], Admission))
+        settlements = [item for item in items if isinstance(item, Report)]
+        admissions = [item for item in items if isinstance(item, Admission)]
+        with self._db.write():
+            outcome = Batch(self._db, self._prices, self._token_key, self._clock.now()).run(settlements, admissions)
+        self._must_truncate = self._must_truncate or outcome.events["adopted"] > 0
+        if outcome.events:
+            with self._events_lock:
+                self._events += outcome.events
+        answers: list[Settled | Admitted | GatewayError | None] = [None] * len(items)
+        for place, answer in zip(order, [*outcome.settlements, *outcome.admissions], strict=True):
+            answers[place] = answer
+        return [answer for answer in answers if answer is not None]
+
+    def _open_rows(self, proxy_id: str) -> list[str]:
+        rows = self._db.query(
+            "SELECT request_id FROM requests WHERE state = 'admitted' AND proxy_id = ? LIMIT ?", (proxy_id, _EXPIRE_AT_ONCE)
+        )
+        return [row[0] for row in rows]
+
+    def _expire(self, request_ids: Sequence[str]) -> int:
+        now = to_text(self._clock.now())
+        with self._db.write():
+            for request_id in request_ids:
+                rows = self._db.query(
+                    "SELECT token_id, held_nanos, admitted_at, request_model, period_start FROM requests"
+                    " WHERE request_id = ? AND state = 'admitted'",
+                    (request_id,),
+                )
+                for token_id, held, admitted_at, model, period_start in rows:
+                    self._db.run(
+                        "UPDATE requests SET state = ?, cost_nanos = ?, usage_source = ?, settled_at = ?,"
+                        " error_code = 'lease_expired' WHERE request_id = ?",
+                        (State.EXPIRED, held, Source.ESTIMATED, now, request_id),
+                    )
+                    self._db.run(
+                        "UPDATE client_tokens SET held_nanos = held_nanos - ?, open_calls = open_calls - 1,"
+                        " total_spent_nanos = total_spent_nanos + ?, period_spent_nanos = period_spent_nanos"
+                        " + CASE WHEN COALESCE(period_start, '') = ? THEN ? ELSE 0 END WHERE id = ?",
+                        (held, held, period_start or "", held, token_id),
+                    )
+                    add_totals(self._db, {(token_id, admitted_at[:10], model): [0, 0, 0, held]})
+        return len(request_ids)
+
+    def _idle(self) -> None:
+        """Between batches, on the writer's thread, which alone makes checkpoints."""
+        if self._must_truncate:
+            self._checkpoint()
+            return
+        try:
+            if self._wal.stat().st_size > _CHECKPOINT_BYTES:
+                self._db.checkpoint()
+        except (OSError, DatabaseUnavailable):
+            return  # the next batch tries again
+
+    def _checkpoint(self) -> None:
+        try:
+            if self._db.checkpoint(truncate=True):
+                self._must_truncate = False
+        except DatabaseUnavailable:
+            return  # a reader is in the way; the next batch tries again

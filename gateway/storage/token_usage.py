@@ -1,0 +1,78 @@
+"""What the holder of a token may know: its books, its models, its last calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gateway.quota import TokenState
+from gateway.storage.adoption import INBOX
+from gateway.storage.database import Database
+
+RECENT_CALLS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBooks:
+    """A token's figures. Money in nano-dollars."""
+
+    state: TokenState
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTotals:
+    """A token's totals on one model."""
+
+    model: str
+    requests: int
+    total_tokens: int
+    amount_nanos: int
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One of a token's last calls."""
+
+    request_id: str
+    admitted_at: str
+    model: str
+    tokens: int
+    amount_nanos: int
+    state: str
+
+
+def find(db: Database, token_hash: str) -> TokenBooks | None:
+    """The books of the live token with this hash; None: there is none, or a person wrote something that must be adopted first."""
+    rows = db.query(
+        f"SELECT {INBOX}, id, enabled, expires_at, allowed_models, max_amount_nanos, budget_mode, period_spent_nanos,"
+        " held_nanos, prompt_tokens, completion_tokens, total_tokens"
+        " FROM client_tokens WHERE token_hash = ? AND deleted_at IS NULL",
+        (token_hash,),
+    )
+    if not rows or rows[0][0]:
+        return None
+    _, token_id, enabled, expires_at, models, maximum, mode, spent, held, *counts = rows[0]
+    state = TokenState(token_id, bool(enabled), expires_at, models, maximum, mode == "strict", spent, held)
+    return TokenBooks(state, *counts)
+
+
+def by_model(db: Database, token_id: int) -> list[ModelTotals]:
+    """A token's totals by model, the dearest first. Reads a row a model and day, not a row a call."""
+    rows = db.query(
+        "SELECT model, SUM(requests), SUM(input_tokens + output_tokens), SUM(cost_nanos) FROM daily_totals"
+        " WHERE token_id = ? GROUP BY model ORDER BY SUM(cost_nanos) DESC, model",
+        (token_id,),
+    )
+    return [ModelTotals(model, int(requests), int(tokens), int(amount)) for model, requests, tokens, amount in rows]
+
+
+def recent(db: Database, token_id: int) -> list[Call]:
+    """A token's last calls, the newest first."""
+    rows = db.query(
+        "SELECT request_id, admitted_at, request_model, input_tokens + output_tokens, cost_nanos, state FROM requests"
+        " WHERE token_id = ? ORDER BY request_id DESC LIMIT ?",
+        (token_id, RECENT_CALLS),
+    )
+    return [Call(*row) for row in rows]
