@@ -1,0 +1,206 @@
+"""The suite as processes on free ports: start, stop and kill them one by one. The tests and the benchmarks use it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import random
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def free_port() -> int:
+    """A port nobody listens on, below those that the system gives to outgoing connections."""
+    while True:
+        port = random.randint(12_000, 32_000)
+        with contextlib.closing(socket.socket()) as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def wait_for(what: str, check: object, seconds: float = 20.0, pause: float = 0.02) -> None:
+    """Returns as soon as `check()` is true. Raises TimeoutError that names what was waited for."""
+    assert callable(check)
+    deadline = time.monotonic() + seconds
+    while not check():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {seconds} s in vain: {what}")
+        time.sleep(pause)
+
+
+class Stack:
+    """One installation in `directory`: `data/`, `gateway.toml`, `logs/`, and the processes that were started.
+
+    config: the text of gateway.toml. settings: further GATEWAY_* variables, and keys that the configuration names.
+    """
+
+    def __init__(self, directory: Path, config: str, settings: Mapping[str, str] | None = None) -> None:
+        self.directory, self.data, self.logs = directory, directory / "data", directory / "logs"
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self.http_port, self.auth_port, self.admin_port, self.demo_port = (free_port() for _ in range(4))
+        (directory / "gateway.toml").write_text(config)
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("GATEWAY_", "OPENAI_"))}
+        self.environment = clean | {
+            "GATEWAY_DATA_DIR": str(self.data),
+            "GATEWAY_CONFIG": str(directory / "gateway.toml"),
+            "GATEWAY_HTTP_PORT": str(self.http_port),
+            "GATEWAY_AUTH_ADDRESS": f"127.0.0.1:{self.auth_port}",
+            "GATEWAY_ADMIN_ADDRESS": f"127.0.0.1:{self.admin_port}",
+            "GATEWAY_DEMO_ADDRESS": f"127.0.0.1:{self.demo_port}",
+            "GATEWAY_LOG_FORMAT": "json",
+            "PYTHONUNBUFFERED": "1",
+            **(settings or {}),
+        }
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._starts = 0
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.http_port}/v1"
+
+    @property
+    def database(self) -> Path:
+        return self.data / "gateway.db"
+
+    def gateway(self, *arguments: str, check: bool = True, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Runs the `gateway` command in this installation. Raises AssertionError with its output when it fails."""
+        done = subprocess.run(
+            [sys.executable, "-m", "clients.cli", *arguments],
+            cwd=REPOSITORY,
+            env=self.environment,
+            input=stdin,
+            stdin=None if stdin is not None else subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert not check or done.returncode == 0, f"gateway {arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def start(self, *services: str) -> None:
+        """Starts services as `python -m services.<name>`; does not wait for them."""
+        for service in services:
+            assert service not in self.processes or self.processes[service].poll() is not None, f"{service} is running"
+            self._starts += 1
+            with (self.logs / f"{service}-{self._starts}.log").open("wb") as log:
+                self.processes[service] = subprocess.Popen(
+                    [sys.executable, "-m", f"services.{service}"],
+                    cwd=REPOSITORY,
+                    env=self.environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                )
+
+    def kill(self, service: str) -> None:
+        """kill -9: what the process had in memory is gone."""
+        process = self.processes.pop(service)
+        process.kill()
+        process.wait()
+
+    def stop(self, service: str, seconds: float = 30.0) -> int:
+        """SIGTERM, and its exit code."""
+        process = self.processes.pop(service)
+        process.send_signal(signal.SIGTERM)
+        return process.wait(seconds)
+
+    def status(self, path: str) -> int:
+        """The HTTP status of a GET on the edge; 0: nobody answers."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=5)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status
+        except OSError:
+            return 0
+        finally:
+            connection.close()
+
+    def wait_until_ready(self, seconds: float = 30.0) -> None:
+        """Waits until the edge says that it takes calls. Raises with the logs when a service has died or time is up."""
+        deadline = time.monotonic() + seconds
+        while self.status("/readyz") != 200:
+            dead = [name for name, process in self.processes.items() if process.poll() is not None]
+            assert not dead, f"{dead} died\n{self.log_tails()}"
+            assert time.monotonic() < deadline, f"not ready in {seconds} s\n{self.log_tails()}"
+            time.sleep(0.05)
+
+    def log_tails(self, length: int = 3000) -> str:
+        """The ends of all logs, for a person."""
+        return "\n".join(
+            f"--- {path.name}\n{path.read_text(errors='replace')[-length:]}" for path in sorted(self.logs.iterdir())
+        )
+
+    def insert_token(self, token: str, **columns: object) -> None:
+        """Writes a client token into the database by hand, as a person with sqlite3 does."""
+        row = {"name": token, "token": token, **columns}
+        names, marks = ", ".join(row), ", ".join("?" for _ in row)
+        with contextlib.closing(sqlite3.connect(self.database, timeout=10)) as database, database:
+            database.execute(f"INSERT INTO client_tokens ({names}) VALUES ({marks})", list(row.values()))
+
+    def query(self, sql: str, *parameters: object) -> list[dict[str, object]]:
+        """Reads the database as it is on disk."""
+        with contextlib.closing(sqlite3.connect(self.database, timeout=10)) as database:
+            database.row_factory = sqlite3.Row
+            return [dict(row) for row in database.execute(sql, parameters)]
+
+    def close(self) -> None:
+        for service in list(self.processes):
+            process = self.processes.pop(service)
+            process.kill()
+            process.wait()
+
+    def __enter__(self) -> Stack:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class ProviderProcess:
+    """The scripted provider as a process of its own, with its ledger in a file."""
+
+    def __init__(self, directory: Path) -> None:
+        self.ledger = directory / "provider-ledger.jsonl"
+        self.ledger.touch()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.fakes.provider", "--ledger", str(self.ledger)],
+            cwd=REPOSITORY,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        self.base_url = self._process.stdout.readline().strip()
+        assert self.base_url, "the scripted provider did not start"
+
+    def close(self) -> None:
+        assert self._process.stdout is not None
+        self._process.terminate()
+        self._process.wait(10)
+        self._process.stdout.close()
+
+
+def configuration(base_url: str, *, models: str = "*", prices: str = "", name: str = "mock") -> str:
+    """A gateway.toml with the scripted provider for these models, and `[[prices]]` as given."""
+    provider = {"name": name, "kind": "openai-compatible", "base_url": base_url, "api_keys": ["sk-upstream-canary-7Qm2"]}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in provider.items()]
+    return "\n".join(["[[providers]]", *lines, f"models = {json.dumps(models.split(','))}", prices, ""])
+
+
+def price(model: str, **rates: str) -> str:
+    """One row of `[[prices]]`."""
+    return "\n".join(
+        ["[[prices]]", f"model = {json.dumps(model)}", *(f"{unit} = {json.dumps(rate)}" for unit, rate in rates.items()), ""]
+    )
