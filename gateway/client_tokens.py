@@ -10,6 +10,7 @@ from typing import Any
 from gateway.errors import InvalidArgument
 from gateway.money import MAX_NANOS
 from gateway.patterns import matches, parse_models
+from gateway.quota import TokenStatus
 
 MAX_NAME = 200
 MAX_CUSTOMER = 200
@@ -17,11 +18,6 @@ MAX_REMARK = 2_000
 
 STRICT = "strict"
 SOFT = "soft"
-
-ACTIVE = "active"
-DISABLED = "disabled"
-EXPIRED = "expired"
-EXHAUSTED = "exhausted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +50,15 @@ class ClientToken:
         """What is left of the budget, with what calls in flight hold; negative when more was spent; None: no budget."""
         return None if self.max_amount_nanos is None else self.max_amount_nanos - self.period_spent_nanos
 
-    def status(self, now: datetime) -> str:
-        """`active`, or the first of `disabled`, `expired` and `exhausted` that holds."""
+    def status(self, now: datetime) -> TokenStatus:
+        """What it can do now: the first of disabled, expired and exhausted that holds, else active."""
         if not self.enabled:
-            return DISABLED
+            return TokenStatus.DISABLED
         if self.expires_at is not None and now > self.expires_at:
-            return EXPIRED
+            return TokenStatus.EXPIRED
         if self.remaining_nanos is not None and self.remaining_nanos <= 0:
-            return EXHAUSTED
-        return ACTIVE
+            return TokenStatus.EXHAUSTED
+        return TokenStatus.ACTIVE
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from gateway.money import to_nanos
 from gateway.patterns import parse_models
 from gateway.storage.database import Database
 
+_TRUNCATE = "truncate_write_ahead_log"
 INBOX = "(token IS NOT NULL OR max_amount IS NOT NULL OR amount_spent IS NOT NULL)"
 
 
@@ -38,6 +39,19 @@ def adopt(db: Database, key: bytes, now: str) -> int:
     for row in rows:
         _adopt_row(db, key, now, row)
     return len(rows)
+
+
+def ask_for_truncation(db: Database) -> None:
+    """Inside a `write()`: asks the one process that makes checkpoints to empty the write-ahead log, which holds plain text."""
+    db.run("INSERT INTO meta (key, value) VALUES (?, '1') ON CONFLICT (key) DO NOTHING", (_TRUNCATE,))
+
+
+def take_request_for_truncation(db: Database) -> bool:
+    """Inside a `write()`: whether somebody asked since the last look."""
+    if not db.query("SELECT 1 FROM meta WHERE key = ?", (_TRUNCATE,)):
+        return False
+    db.run("DELETE FROM meta WHERE key = ?", (_TRUNCATE,))
+    return True
 
 
 def _adopt_row(db: Database, key: bytes, now: str, row: tuple[Any, ...]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from gateway.admission import Admission, Admitted, BatchOutcome, Settled
 from gateway.clock import Clock, to_text
 from gateway.errors import DatabaseUnavailable, GatewayError
+from gateway.storage.adoption import take_request_for_truncation
 from gateway.storage.batch import Batch, add_totals
 from gateway.storage.database import Database
 from gateway.storage.prices import PriceBook
@@ -71,6 +72,8 @@ class Ledger:
                     " ON CONFLICT (id) DO UPDATE SET beat = proxies.beat + 1, last_beat_at = excluded.last_beat_at",
                     (proxy_id, host, now, now),
                 )
+                asked = take_request_for_truncation(self._db)
+            self._must_truncate = self._must_truncate or asked
 
         self._writer.run(note)
 

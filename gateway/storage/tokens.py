@@ -17,7 +17,7 @@ from gateway.errors import AlreadyExists, FailedPrecondition, InvalidArgument, N
 from gateway.money import MAX_NANOS
 from gateway.patterns import models_of_text
 from gateway.storage import audit, models
-from gateway.storage.adoption import adopt
+from gateway.storage.adoption import adopt, ask_for_truncation, has_inbox
 from gateway.storage.audit import Actor
 from gateway.storage.database import Database, faults
 from gateway.storage.operations import Operations
@@ -46,15 +46,17 @@ class TokenStore:
 
     def get(self, token_id: int) -> ClientToken:
         """One token."""
-        self._take_in()
         with faults():
-            return _to_token(self._row(token_id))
+            row = self._find(token_id)
+        if _has_inbox(row):
+            with self._db.write():
+                row = self._row(token_id)
+        return _to_token(row)
 
     def page(
         self, *, limit: int, before_id: int | None = None, name_contains: str = "", customer: str = ""
     ) -> list[ClientToken]:
         """The tokens below an id, the newest first. Upper and lower case of ASCII letters are alike in `name_contains`."""
-        self._take_in()
         row = models.ClientToken
         query = row.select().where(row.deleted_at.is_null()).order_by(row.id.desc()).limit(limit)
         if before_id is not None:
@@ -66,7 +68,12 @@ class TokenStore:
             pattern = f"%{_like_literal(name_contains.lower())}%"
             query = query.where(peewee.Expression(shown, "LIKE", peewee.SQL("? ESCAPE '\\'", [pattern])))
         with faults():
-            return [_to_token(found) for found in query.execute(self._db)]
+            rows = list(query.execute(self._db))
+        if any(_has_inbox(found) for found in rows):
+            with self._db.write():
+                self._adopt()
+                rows = list(query.clone().execute(self._db))
+        return [_to_token(found) for found in rows]
 
     def served_models(self) -> dict[str, tuple[str, ...]]:
         """The providers' names, each with the patterns of what it serves."""
@@ -77,7 +84,6 @@ class TokenStore:
 
     def create(self, new: NewToken, *, actor: Actor, request_id: str = "") -> Issued:
         """Makes a token. Raises InvalidArgument for a chosen secret that may not be one, AlreadyExists for a taken one."""
-        self._take_in()
         if new.secret is not None:
             _check_chosen(new.secret)
         secret = tokens.generate() if new.secret is None else new.secret
@@ -101,7 +107,6 @@ class TokenStore:
 
         version: the version that the caller has seen; 0: whatever it is.
         """
-        self._take_in()
         with self._db.write():
             before = _to_token(self._row(token_id))
             if version and version != before.version:
@@ -113,7 +118,6 @@ class TokenStore:
 
     def set_enabled(self, token_id: int, enabled: bool | None, *, actor: Actor) -> ClientToken:
         """Switches a token on or off; None: the other way round. Where it is so already nothing is changed."""
-        self._take_in()
         with self._db.write():
             before = _to_token(self._row(token_id))
             wanted = not before.enabled if enabled is None else enabled
@@ -124,7 +128,6 @@ class TokenStore:
 
     def rotate(self, token_id: int, *, actor: Actor, request_id: str = "") -> Issued:
         """Gives a token a new, generated secret; the old one is dead when this returns."""
-        self._take_in()
         arguments = {"id": token_id}
         secret = tokens.generate()
         with self._db.write():
@@ -140,7 +143,6 @@ class TokenStore:
         """Raises a budget. FailedPrecondition for a token without one, InvalidArgument for an amount that is not above 0."""
         if not 0 < amount_nanos <= MAX_NANOS:
             raise InvalidArgument("amount is above 0 and at most 9000000000")
-        self._take_in()
         arguments = {"id": token_id, "amount_nanos": amount_nanos}
         with self._db.write():
             if self._operations.repeated(request_id, "TopUpToken", arguments) is not None:
@@ -156,7 +158,6 @@ class TokenStore:
 
     def delete(self, token_id: int, *, actor: Actor) -> None:
         """Deletes a token: its secret opens nothing from now on and is free again, its history stays. Harmless to repeat."""
-        self._take_in()
         row, now = models.ClientToken, self._clock.now()
         with self._db.write():
             found = next(iter(row.select().where(row.id == token_id).execute(self._db)), None)
@@ -164,7 +165,7 @@ class TokenStore:
                 raise _not_found(token_id)
             if found.deleted_at is not None:
                 return
-            token = _to_token(found)
+            token = _to_token(self._row(token_id))
             row.update(
                 deleted_at=to_text(now),
                 enabled=0,
@@ -178,11 +179,23 @@ class TokenStore:
     # -- within a transaction ------------------------------------------------------------------------------------------------
 
     def _row(self, token_id: int) -> Any:
+        """A token's row, adopted where a person wrote into it."""
+        found = self._find(token_id)
+        if _has_inbox(found):
+            self._adopt()
+            found = self._find(token_id)
+        return found
+
+    def _find(self, token_id: int) -> Any:
         row = models.ClientToken
         found = next(iter(row.select().where(row.id == token_id, row.deleted_at.is_null()).execute(self._db)), None)
         if found is None:
             raise _not_found(token_id)
         return found
+
+    def _adopt(self) -> None:
+        if adopt(self._db, self._key, to_text(self._clock.now())):
+            ask_for_truncation(self._db)
 
     def _set(self, before: ClientToken, columns: Mapping[str, Any], *, action: str, actor: Actor) -> ClientToken:
         row = models.ClientToken
@@ -202,6 +215,8 @@ class TokenStore:
         return after
 
     def _secret_columns(self, secret: str) -> dict[str, Any]:
+        if has_inbox(self._db):  # one of those may have this very secret
+            self._adopt()
         row = models.ClientToken
         digest = tokens.hash_secret(self._key, secret).hex()
         if list(row.select(row.id).where(row.token_hash == digest, row.deleted_at.is_null()).execute(self._db)):
@@ -212,14 +227,6 @@ class TokenStore:
             "display_hint": tokens.display_hint(secret),
             "weak": int(tokens.is_weak(secret)),
         }
-
-    def _take_in(self) -> None:
-        """Adopts rows that were inserted by hand and still hold their secret in plain text."""
-        row = models.ClientToken
-        with faults():
-            waiting = list(row.select(row.id).where(row.token.is_null(False)).limit(1).execute(self._db))
-        if waiting:
-            adopt(self._db, self._key)
 
 
 _COLUMNS = ("name", "allowed_models", "enabled", "expires_at", "customer", "remark", "max_amount_nanos", "budget_mode")
@@ -260,6 +267,10 @@ def _to_token(row: Any) -> ClientToken:
         completion_tokens=row.completion_tokens,
         request_count=row.request_count,
     )
+
+
+def _has_inbox(row: Any) -> bool:
+    return row.token is not None or row.max_amount is not None or row.amount_spent is not None
 
 
 def _expiry(text: str | None) -> datetime | None:

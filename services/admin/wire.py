@@ -7,20 +7,9 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from gateway.client_tokens import (
-    ACTIVE,
-    CHANGEABLE,
-    DISABLED,
-    EXHAUSTED,
-    EXPIRED,
-    SOFT,
-    STRICT,
-    ClientToken,
-    NewToken,
-    checked,
-    new_token,
-)
+from gateway.client_tokens import CHANGEABLE, SOFT, STRICT, ClientToken, NewToken, checked, new_token
 from gateway.errors import InvalidArgument
+from gateway.quota import TokenStatus
 from gateway.storage.audit import AuditEntry
 from gateway.storage.request_log import LoggedRequest, RequestFilter
 from gateway.storage.sessions import TERMINAL, WEB, Session
@@ -33,10 +22,10 @@ _MODES = {
 }
 _MODE_NUMBERS = {STRICT: tokens_pb2.BUDGET_MODE_STRICT, SOFT: tokens_pb2.BUDGET_MODE_SOFT}
 _STATUSES = {
-    ACTIVE: tokens_pb2.TOKEN_STATUS_ACTIVE,
-    DISABLED: tokens_pb2.TOKEN_STATUS_DISABLED,
-    EXPIRED: tokens_pb2.TOKEN_STATUS_EXPIRED,
-    EXHAUSTED: tokens_pb2.TOKEN_STATUS_EXHAUSTED,
+    TokenStatus.ACTIVE: tokens_pb2.TOKEN_STATUS_ACTIVE,
+    TokenStatus.DISABLED: tokens_pb2.TOKEN_STATUS_DISABLED,
+    TokenStatus.EXPIRED: tokens_pb2.TOKEN_STATUS_EXPIRED,
+    TokenStatus.EXHAUSTED: tokens_pb2.TOKEN_STATUS_EXHAUSTED,
 }
 _KINDS = {
     sessions_pb2.SESSION_KIND_UNSPECIFIED: TERMINAL,
