@@ -1,0 +1,47 @@
+"""The admin server with everything in it, for `__main__` and for tests."""
+
+from __future__ import annotations
+
+from gateway.clock import Clock
+from gateway.rpc.identity import Identity
+from gateway.rpc.server import Server, build_server
+from gateway.storage.administrators import AdministratorStore
+from gateway.storage.audit import AuditLog
+from gateway.storage.database import Database
+from gateway.storage.request_log import RequestLog
+from gateway.storage.sessions import SessionStore
+from gateway.storage.tokens import TokenStore
+from gateway.stubs.admin.v1 import audit_pb2_grpc, requests_pb2_grpc, sessions_pb2_grpc, tokens_pb2_grpc
+from services.admin.access import ACCESS, SERVICES
+from services.admin.audit import AuditServicer
+from services.admin.requests import MAX_TAILS, RequestLogServicer
+from services.admin.sessions import SessionServicer
+from services.admin.tokens import TokenServicer
+
+_OTHER_CALLS = 16
+
+
+def make_server(*, db: Database, identity: Identity, token_key: bytes, clock: Clock) -> Server:
+    """The server, not yet bound and not yet started.
+
+    db: with the schema of this release. token_key: the installation's, 32 bytes.
+    """
+    sessions = SessionStore(db, clock=clock)
+    server = build_server(
+        identity,
+        SERVICES,
+        ACCESS,
+        threads=MAX_TAILS + _OTHER_CALLS,  # so that those who follow the log leave room for everyone else
+        check_session=lambda secret, _: sessions.check(secret),
+    )
+    sessions_pb2_grpc.add_SessionServiceServicer_to_server(
+        SessionServicer(administrators=AdministratorStore(db, clock=clock), sessions=sessions), server
+    )
+    tokens_pb2_grpc.add_TokenServiceServicer_to_server(
+        TokenServicer(tokens=TokenStore(db, token_key=token_key, clock=clock), clock=clock), server
+    )
+    requests_pb2_grpc.add_RequestLogServiceServicer_to_server(
+        RequestLogServicer(requests=RequestLog(db), clock=clock), server
+    )
+    audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(audit=AuditLog(db)), server)
+    return server

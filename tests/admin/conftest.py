@@ -1,0 +1,123 @@
+"""An admin service as it runs: a real database, real certificates, a real server on loopback, and a clock that the test moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+
+from gateway.rpc.channel import sync_channel
+from gateway.rpc.identity import Identity, create_authority, issue
+from gateway.rpc.server import bind
+from gateway.storage.administrators import bootstrap
+from gateway.storage.database import Database, connect
+from gateway.storage.migrate import migrate
+from gateway.stubs.admin.v1 import (
+    audit_pb2_grpc,
+    requests_pb2_grpc,
+    sessions_pb2,
+    sessions_pb2_grpc,
+    tokens_pb2_grpc,
+)
+from services.admin.app import make_server
+
+PASSWORD = "a-long-enough-phrase"
+TOKEN_KEY = bytes(range(32))
+
+
+class MovableClock:
+    """A wall clock that stands still until the test moves it; the monotonic one moves along."""
+
+    def __init__(self) -> None:
+        self.moment = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+
+    def now(self) -> datetime:
+        return self.moment
+
+    def monotonic(self) -> float:
+        return self.moment.timestamp()
+
+    def move(self, **span: float) -> None:
+        self.moment += timedelta(**span)
+
+
+@dataclass
+class Admin:
+    """The service and what is needed to call it."""
+
+    db: Database
+    clock: MovableClock
+    port: int
+    identities: dict[str, Identity]
+
+    def channel(self, identity: str) -> grpc.Channel:
+        return sync_channel(f"127.0.0.1:{self.port}", self.identities[identity], "admin")
+
+
+class Caller:
+    """The stubs of one identity, with a session or without."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self.channel = channel
+        self.tokens = tokens_pb2_grpc.TokenServiceStub(channel)
+        self.sessions = sessions_pb2_grpc.SessionServiceStub(channel)
+        self.requests = requests_pb2_grpc.RequestLogServiceStub(channel)
+        self.audit = audit_pb2_grpc.AuditServiceStub(channel)
+
+    def login(self, password: str = PASSWORD, username: str = "admin", *, ip: str = "203.0.113.9") -> str:
+        request = sessions_pb2.LoginRequest(username=username, password=password)
+        metadata = (("x-client-ip", ip), ("x-user-agent", "pytest"))
+        return self.sessions.Login(request, metadata=metadata).session_token
+
+
+def bearer(secret: str) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {secret}"), ("x-client-ip", "203.0.113.9"))
+
+
+@pytest.fixture(scope="session")
+def identities(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Identity]:
+    folder = tmp_path_factory.mktemp("pki")
+    create_authority(folder / "ca")
+    return {name: issue(folder / "ca", name, folder / name) for name in ("admin", "auth", "proxy", "operator", "billing")}
+
+
+@pytest.fixture
+def clock() -> MovableClock:
+    return MovableClock()
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[Database]:
+    database = connect(f"sqlite:///{tmp_path}/gateway.db", busy_timeout=2.0)
+    migrate(database)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def admin(db: Database, clock: MovableClock, identities: dict[str, Identity]) -> Iterator[Admin]:
+    bootstrap(db, PASSWORD, clock=clock)
+    server = make_server(db=db, identity=identities["admin"], token_key=TOKEN_KEY, clock=clock)
+    port = bind(server, "127.0.0.1:0", identities["admin"])
+    server.start()
+    server.set_serving(True)
+    yield Admin(db, clock, port, identities)
+    server.stop(0).wait(5)
+
+
+@pytest.fixture
+def call(admin: Admin) -> Iterator[Callable[[str], Caller]]:
+    channels: dict[str, Caller] = {}
+
+    def of(identity: str) -> Caller:
+        if identity not in channels:
+            channels[identity] = Caller(admin.channel(identity))
+        return channels[identity]
+
+    yield of
+    for caller in channels.values():
+        caller.channel.close()
