@@ -35,8 +35,8 @@ FINAL_AFTER_DAYS = 7  # a call that nobody reported for so long stays charged as
 
 _COLUMNS_OF_TOKEN = (
     f"{INBOX}, id, enabled, expires_at, allowed_models, max_amount_nanos, budget_mode, period_spent_nanos, held_nanos,"
-    " token_hash, total_spent_nanos, prompt_tokens, completion_tokens, total_tokens, request_count, open_calls, last_used_at, period_start,"
-    " deleted_at"
+    " token_hash, total_spent_nanos, prompt_tokens, completion_tokens, total_tokens, request_count, open_calls, last_used_at,"
+    " period_start, deleted_at"
 )
 _COLUMNS_OF_REQUEST = (
     "request_id, token_id, identity, state, candidates, admitted_at, period_start, held_nanos, granted_max_output_tokens,"

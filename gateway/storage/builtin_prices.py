@@ -14,8 +14,8 @@ from typing import Any
 
 from gateway.clock import to_text
 from gateway.patterns import matches
+from gateway.price_rows import PriceRow
 from gateway.pricing import Rate, Rates
-from gateway.storage.prices import PriceRow
 
 _UNITS = {
     "input_mtok": "input",

@@ -14,6 +14,7 @@ from typing import Any
 
 from gateway.clock import Clock, to_text
 from gateway.patterns import matches
+from gateway.price_rows import PriceRow, ProviderRow
 from gateway.pricing import Rates
 from gateway.quota import PricedCandidate
 from gateway.storage.database import Database
@@ -25,32 +26,6 @@ MAKERS = ("demo", "openai", "anthropic", "google", "mistral", "x-ai", "deepseek"
 _REVISION = "prices_revision"
 _CACHE_SIZE = 10_000
 _SOURCES = ("admin", "file", "builtin")  # the first that has a price decides
-
-
-@dataclass(frozen=True, slots=True)
-class PriceRow:
-    """One row to put into the book."""
-
-    provider: str
-    """The provider's name; empty: any."""
-    model: str
-    pattern: str
-    """JSON: which names the row is for, in the clauses that `_fits` reads."""
-    rates: Rates
-    context_window: int | None = None
-    max_output_tokens: int | None = None
-    valid_from: str = ""
-    """ISO text of the moment from which it holds; empty: always."""
-
-
-@dataclass(frozen=True, slots=True)
-class ProviderRow:
-    """A provider of the configuration, without its keys."""
-
-    name: str
-    kind: str
-    price_provider: str
-    models: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

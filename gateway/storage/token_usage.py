@@ -44,7 +44,10 @@ class Call:
 
 
 def find(db: Database, token_hash: str) -> TokenBooks | None:
-    """The books of the live token with this hash; None: there is none, or a person wrote something that must be adopted first."""
+    """The books of the live token with this hash.
+
+    None: there is none, or a person wrote something into it that must be adopted first.
+    """
     rows = db.query(
         f"SELECT {INBOX}, id, enabled, expires_at, allowed_models, max_amount_nanos, budget_mode, period_spent_nanos,"
         " held_nanos, prompt_tokens, completion_tokens, total_tokens"
