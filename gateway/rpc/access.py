@@ -138,7 +138,9 @@ class Guard:
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
         session = check(_bearer(context), metadata)
         if session.role not in rule.roles:
-            raise PermissionDenied(f"a session of the role {session.role} may not call {method}")
+            raise PermissionDenied(
+                f"a session of the role {session.role} may not call {method}", metadata={"role": session.role}
+            )
         return Principal(f"admin:{session.username}", caller, session)
 
 
