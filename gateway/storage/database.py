@@ -86,10 +86,10 @@ class Database(peewee.SqliteDatabase):
         return not busy and in_log == moved
 
 
-def connect(url: str, *, busy_timeout: float = BUSY_TIMEOUT) -> Database:
+def connect(url: str, *, busy_timeout: float = BUSY_TIMEOUT, create: bool = True) -> Database:
     """The database that a URL names: `sqlite:///data/gateway.db` (relative) or `sqlite:////srv/gateway.db` (absolute).
 
-    busy_timeout: seconds that a writer waits for another one.
+    busy_timeout: seconds that a writer waits for another one. create: makes an empty database where there is none.
     Raises InvalidArgument for a URL that names none, DatabaseUnavailable where it cannot be opened.
     """
     parts = urlsplit(url)
@@ -98,6 +98,8 @@ def connect(url: str, *, busy_timeout: float = BUSY_TIMEOUT) -> Database:
     database = Database(Path(unquote(parts.path[1:])), busy_timeout=busy_timeout)
     if not database.path.parent.is_dir():
         raise DatabaseUnavailable(f"there is no folder {database.path.parent} for the database; `gateway init` makes it")
+    if not create and not database.path.exists():
+        raise DatabaseUnavailable(f"there is no database at {database.path}; `gateway init` makes it")
     with faults():
         database.connect()
     return database

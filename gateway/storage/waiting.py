@@ -1,0 +1,49 @@
+"""Waiting for the database: services start in any order, also before `gateway init` has made it."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from gateway.errors import DatabaseUnavailable, FailedPrecondition
+from gateway.storage.database import BUSY_TIMEOUT, Database, connect
+from gateway.storage.migrate import pending, refuse_newer
+
+_POLL: Final = 0.5
+
+
+def for_database(url: str, *, busy_timeout: float = BUSY_TIMEOUT, patience: float | None = None) -> Database:
+    """The database, as soon as it is there with the schema of this release.
+
+    busy_timeout: seconds that a writer of it waits for another one. patience: seconds until it gives up; None: never.
+    Raises InvalidArgument for a URL that names no database and FailedPrecondition for a newer one, at once; when patience
+    ends, whatever is still in the way.
+    """
+    gives_up = None if patience is None else time.monotonic() + patience
+    while True:
+        try:
+            return _open(url, busy_timeout)
+        except (DatabaseUnavailable, _NotYetError) as error:
+            if gives_up is not None and time.monotonic() >= gives_up:
+                raise FailedPrecondition(f"{error}; run `gateway init` or `gateway migrate`") from error
+        time.sleep(_POLL)
+
+
+class _NotYetError(Exception):
+    """The database lacks migrations that somebody else is about to apply."""
+
+
+def _open(url: str, busy_timeout: float) -> Database:
+    db = connect(url, busy_timeout=busy_timeout, create=False)
+    try:
+        _require_schema(db)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _require_schema(db: Database) -> None:
+    refuse_newer(db)
+    if missing := pending(db):
+        raise _NotYetError(f"the database lacks {', '.join(missing)}")

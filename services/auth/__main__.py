@@ -1,0 +1,67 @@
+"""`python -m services.auth`: the auth service as a process."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import closing
+
+from prometheus_client import REGISTRY
+
+from gateway.clock import SystemClock
+from gateway.errors import DatabaseUnavailable, GatewayError
+from gateway.process import logs, token_key
+from gateway.process.lifecycle import serve_until_signal
+from gateway.process.probes import start_probes
+from gateway.process.settings import SettingsError, load_settings
+from gateway.process.settings_rows import price_rows, provider_rows
+from gateway.rpc.identity import Identity, IdentityError
+from gateway.rpc.server import BindError, bind
+from gateway.storage import waiting
+from gateway.storage.database import Database
+from gateway.storage.installation import claim_token_key, load_configuration
+from gateway.storage.ledger import Ledger
+from services.auth.app import make_server
+from services.auth.denials import DenialLog
+from services.auth.sweeper import Sweeper
+
+
+def main() -> None:
+    """Serves until a signal; exits with one line on standard error where it cannot start."""
+    try:
+        settings = load_settings(os.environ)
+        logs.configure(settings.log_level, settings.log_format, "auth")
+        identity = Identity.load(settings.identity_dir_for("auth"))
+        key = token_key.read(settings.token_key_file)
+        clock = SystemClock()
+        denials = DenialLog(clock)
+        with (
+            closing(waiting.for_database(settings.database_url)) as db,
+            closing(_open_ledger(db, key, clock)) as ledger,
+            Sweeper(ledger=ledger, denials=denials, clock=clock, registry=REGISTRY),
+        ):
+            load_configuration(db, price_rows(settings), provider_rows(settings), clock)
+            server = make_server(db=db, ledger=ledger, denials=denials, identity=identity, token_key=key, clock=clock)
+            bind(server, settings.auth_listen, identity)
+            with start_probes(settings.auth_metrics_address, lambda: server.serving):
+                serve_until_signal(server, lame_duck=settings.lame_duck, drain=settings.drain, ready=lambda: _can_write(ledger))
+    except (SettingsError, IdentityError, BindError, GatewayError, OSError) as error:
+        sys.exit(f"auth: {error}")
+
+
+def _open_ledger(db: Database, key: bytes, clock: SystemClock) -> Ledger:
+    claim_token_key(db, key)
+    return Ledger(db, token_key=key, clock=clock)
+
+
+def _can_write(ledger: Ledger) -> bool:
+    """Whether the database takes a transaction now."""
+    try:
+        ledger.commit([], [], timeout=1.0)
+    except DatabaseUnavailable:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""What auth does on its own, every few seconds: ends the calls of proxies that are gone, and writes behind what was counted."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from types import TracebackType
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter
+
+from gateway.clock import Clock, to_text
+from gateway.errors import DatabaseUnavailable
+from gateway.leases import LeaseWatch
+from gateway.process.logs import get_logger
+from gateway.storage.ledger import Ledger
+from services.auth.denials import DenialLog
+from services.auth.wire import PROXY_LEASE_SECONDS, SERVICE_LEASE_SECONDS
+
+INTERVAL: Final = 5.0  # seconds between two looks; proxies beat as often
+_FORGET_EVERY: Final = 720  # looks, which is an hour
+_KEEP_TOMBSTONES: Final = timedelta(days=8)  # an admission with an id of more than seven days is refused anyway
+_KEEP_PROXIES: Final = timedelta(days=1)
+
+_log = get_logger(__name__)
+
+
+class Sweeper:
+    """A thread that looks every five seconds. Any number of auth processes may sweep one database."""
+
+    def __init__(self, *, ledger: Ledger, denials: DenialLog, clock: Clock, registry: CollectorRegistry) -> None:
+        self._ledger = ledger
+        self._denials = denials
+        self._clock = clock
+        self._proxies = LeaseWatch(patience=PROXY_LEASE_SECONDS, most_per_look=2 * INTERVAL)
+        self._leases = LeaseWatch(patience=SERVICE_LEASE_SECONDS, most_per_look=2 * INTERVAL)
+        self._looks = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="sweeper", daemon=True)
+        self._expired = Counter(
+            "gateway_calls_expired", "Open calls that nobody reported, charged at their hold for now.", registry=registry
+        )
+        self._events = Counter(
+            "gateway_ledger_events", "What an operator should look at, by kind.", ["event"], registry=registry
+        )
+
+    def __enter__(self) -> Sweeper:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._try(lambda: self._denials.flush(self._ledger))
+
+    def look(self) -> None:
+        """One look, as the thread takes it every five seconds."""
+        self._try(self._sweep)
+        self._try(lambda: self._denials.flush(self._ledger))
+        for event, count in self._ledger.take_events().items():
+            self._events.labels(event).inc(count)
+            _log.warning("ledger event", kind=event, count=count)
+        if self._looks % _FORGET_EVERY == 0:
+            self._try(self._forget)
+        self._looks += 1
+
+    def _loop(self) -> None:
+        while not self._stop.wait(INTERVAL):
+            self.look()
+
+    def _sweep(self) -> None:
+        now = self._clock.monotonic()
+        expired = 0
+        for proxy_id in self._proxies.look(self._ledger.beats(), now):
+            expired += self._ledger.expire(proxy_id=proxy_id)
+        leases = {lease.request_id: lease.beat for lease in self._ledger.leases()}
+        gone = self._leases.look(leases, now)
+        if gone:
+            expired += self._ledger.expire(request_ids=gone)
+        if expired:
+            self._expired.inc(expired)
+            _log.warning("charged calls that nobody reported at their hold", calls=expired)
+
+    def _forget(self) -> None:
+        now = self._clock.now()
+        self._ledger.forget(tombstones_before=to_text(now - _KEEP_TOMBSTONES), proxies_before=to_text(now - _KEEP_PROXIES))
+
+    def _try(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except DatabaseUnavailable as error:
+            _log.info("the sweeper waits for the database", fault=error.message)
+        except Exception:
+            _log.exception("the sweeper failed and goes on")
