@@ -40,8 +40,6 @@ def make_server(*, db: Database, identity: Identity, token_key: bytes, clock: Cl
     tokens_pb2_grpc.add_TokenServiceServicer_to_server(
         TokenServicer(tokens=TokenStore(db, token_key=token_key, clock=clock), clock=clock), server
     )
-    requests_pb2_grpc.add_RequestLogServiceServicer_to_server(
-        RequestLogServicer(requests=RequestLog(db), clock=clock), server
-    )
+    requests_pb2_grpc.add_RequestLogServiceServicer_to_server(RequestLogServicer(requests=RequestLog(db), clock=clock), server)
     audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(audit=AuditLog(db)), server)
     return server

@@ -1,4 +1,4 @@
-"""An admin service as it runs: a real database, real certificates, a real server on loopback, and a clock that the test moves."""
+"""An admin service as it runs: real database, certificates and server on loopback, and a clock that the test moves."""
 
 from __future__ import annotations
 

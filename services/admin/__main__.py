@@ -1,0 +1,52 @@
+"""`python -m services.admin`: the admin service as a process."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import closing
+
+from gateway.clock import SystemClock
+from gateway.errors import DatabaseUnavailable, GatewayError
+from gateway.process import logs, token_key
+from gateway.process.lifecycle import serve_until_signal
+from gateway.process.probes import start_probes
+from gateway.process.settings import SettingsError, load_settings
+from gateway.rpc.identity import Identity, IdentityError
+from gateway.rpc.server import BindError, bind
+from gateway.storage import waiting
+from gateway.storage.database import Database
+from gateway.storage.installation import claim_token_key
+from services.admin.app import make_server
+
+_BUSY_TIMEOUT = 2.0  # seconds; auth's writer comes first, and people wait longer than calls do
+
+
+def main() -> None:
+    """Serves until a signal; exits with one line on standard error where it cannot start."""
+    try:
+        settings = load_settings(os.environ)
+        logs.configure(settings.log_level, settings.log_format, "admin")
+        identity = Identity.load(settings.identity_dir_for("admin"))
+        key = token_key.read(settings.token_key_file)
+        with closing(waiting.for_database(settings.database_url, busy_timeout=_BUSY_TIMEOUT)) as db:
+            claim_token_key(db, key)
+            server = make_server(db=db, identity=identity, token_key=key, clock=SystemClock())
+            bind(server, settings.admin_listen, identity)
+            with start_probes(settings.admin_metrics_address, lambda: server.serving):
+                serve_until_signal(server, lame_duck=settings.lame_duck, drain=settings.drain, ready=lambda: _can_read(db))
+    except (SettingsError, IdentityError, BindError, GatewayError, OSError) as error:
+        sys.exit(f"admin: {error}")
+
+
+def _can_read(db: Database) -> bool:
+    """Whether the database answers now."""
+    try:
+        db.query("SELECT 1 FROM meta LIMIT 1")
+    except DatabaseUnavailable:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    main()
