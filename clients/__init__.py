@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""What asks the services: cli/ is the `gateway` command."""

@@ -1,0 +1,82 @@
+"""The `gateway` command put together: its commands, loaded when they are asked for, and what becomes of their faults."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from cyclopts import App, CycloptsError, Parameter
+
+from clients.cli.output import EXIT_CODES, FAULT, INTERRUPTED, OK, UNAVAILABLE, USAGE, Failure, fail
+from gateway.errors import GatewayError
+from gateway.process.settings import SettingsError
+
+# Refusals of a service that are the fault of the command line, and those that pass.
+_USAGE_REASONS = {"INVALID_ARGUMENT"}
+_PASSING_REASONS = {"DATABASE_UNAVAILABLE", "ADMIN_UNAVAILABLE", "AUTH_UNAVAILABLE", "OVERLOADED", "THROTTLED"}
+
+
+def build() -> App:
+    """The whole command. Importing a command's module is left until it runs."""
+    app = App(
+        name="gateway",
+        help="Client tokens with models, budgets and an off switch, between your applications and the AI providers.",
+        help_epilogue=EXIT_CODES,
+        help_formatter="default" if sys.stdout.isatty() else "plain",
+        version=lambda: version("gateway-zero"),
+        default_parameter=Parameter(negative=(), show_default=False),
+        help_format="plaintext",
+    )
+    for name, path, text in (
+        ("up", "clients.cli.up:up", "Start all services on this machine and keep them running."),
+        ("init", "clients.cli.init:init", "Make keys, certificates, database, first administrator and first token."),
+        ("token", "clients.cli.tokens:app", "Make client tokens and look after them."),
+        ("admin", "clients.cli.admin:app", "The admin service, and administrators' passwords."),
+        ("auth", "clients.cli.services:auth", "Run the auth service."),
+        ("proxy", "clients.cli.services:proxy", "Run the proxy."),
+        ("demo", "clients.cli.services:demo", "Run the demo provider."),
+        ("check", "clients.cli.check:check", "Look for faults in settings, keys, disk and database."),
+        ("health", "clients.cli.health:health", "Ask whether services are ready."),
+        ("reconcile", "clients.cli.host:reconcile", "Prove that the books add up."),
+        ("migrate", "clients.cli.host:migrate", "Bring the database to this release's schema."),
+    ):
+        app.command(path, name=name, help=text)
+    return app
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command line and gives its exit code. Never a traceback: what nobody foresaw is one line, too."""
+    try:
+        result = build()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as fault:
+        if os.environ.get("GATEWAY_LOG_LEVEL", "").lower() == "debug":
+            traceback.print_exc()
+        return fail(_failure(fault), as_json="--json" in arguments)
+    return result if isinstance(result, int) else OK
+
+
+def _failure(fault: Exception) -> Failure:
+    """A fault as one line, an exit code and a word."""
+    match fault:
+        case Failure():
+            return fault
+        case CycloptsError():
+            return Failure(f"{fault} See `gateway --help`.", code=USAGE, reason="usage")
+        case SettingsError():
+            return Failure("; ".join(fault.faults), code=USAGE, reason="settings")
+        case GatewayError():
+            code = USAGE if fault.reason in _USAGE_REASONS else UNAVAILABLE if fault.reason in _PASSING_REASONS else FAULT
+            return Failure(fault.message, code=code, reason=fault.reason.lower())
+        case OSError():
+            where = f"{fault.filename}: " if fault.filename else ""
+            return Failure(f"{where}{fault.strerror or fault}", reason="os_error")
+        case _:
+            return Failure(f"internal error: {type(fault).__name__}: {fault}", reason="internal")

@@ -1,0 +1,234 @@
+"""The inspections of `gateway check`. Each takes the settings and gives findings; none changes anything."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from cryptography import x509
+
+from clients.cli.output import Failure
+from clients.cli.ports import listeners, port_fault
+from gateway.errors import GatewayError
+from gateway.process import token_key
+from gateway.process.settings import Settings
+from gateway.rpc.identity import OWN_NAMES, Identity, IdentityError
+from gateway.storage.database import connect
+from gateway.storage.installation import claim_token_key
+from gateway.storage.migrate import pending, refuse_newer
+
+OK = "ok"
+WARNING = "warning"
+FAULT = "fault"
+
+SOUND_SQLITE = (3, 51, 3)  # before it, two connections that checkpoint at once can corrupt a WAL
+SLOW_SYNC_MS = 10.0  # one admission waits for one sync, and a caller waits a second in all
+EXPIRES_SOON_DAYS = 30
+_SYNCS = 30
+
+# File systems that other machines write to. SQLite's WAL needs memory that all its readers share, so they lose data.
+_NETWORK_FILE_SYSTEMS = frozenset(
+    {
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb2",
+        "smb3",
+        "smbfs",
+        "afs",
+        "ceph",
+        "ncpfs",
+        "glusterfs",
+        "lustre",
+        "beegfs",
+        "gpfs",
+        "ocfs2",
+        "gfs2",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    level: str
+    """`ok`, `warning` or `fault`."""
+    subject: str
+    message: str
+
+
+def data_directory(settings: Settings) -> Iterator[Finding]:
+    """Whether the data directory is there, ours, writable, and closed to others."""
+    directory = settings.data_dir
+    subject = str(directory)
+    if not directory.is_dir():
+        yield Finding(FAULT, subject, "there is no data directory: run `gateway init`")
+        return
+    if not os.access(directory, os.W_OK | os.X_OK):
+        yield Finding(FAULT, subject, "the data directory is not writable: give it to the user that runs the gateway")
+    open_to_others = [path for path in _secret_files(settings) if path.stat().st_mode & 0o077]
+    for path in open_to_others:
+        yield Finding(FAULT, str(path), f"others may read or enter it: chmod {'700' if path.is_dir() else '600'} {path}")
+    if not open_to_others:
+        yield Finding(OK, subject, "writable, and closed to others")
+
+
+def file_system(settings: Settings) -> Iterator[Finding]:
+    """Refuses network file systems for the database and the outbox."""
+    kind = _file_system_of(settings.data_dir)
+    if kind is None:
+        yield Finding(WARNING, "file system", "its kind cannot be read on this system: it must be a local disk")
+    elif kind in _NETWORK_FILE_SYSTEMS or kind.startswith("fuse."):
+        yield Finding(FAULT, "file system", f"{settings.data_dir} is on {kind}: SQLite loses data there; use a local disk")
+    else:
+        yield Finding(OK, "file system", f"{kind}, local")
+
+
+def disk_speed(settings: Settings) -> Iterator[Finding]:
+    """Measures what a commit waits for: a write of 4 KiB with fdatasync."""
+    if not os.access(settings.data_dir, os.W_OK):
+        return
+    took = []
+    sync = getattr(os, "fdatasync", os.fsync)
+    with tempfile.TemporaryFile(dir=settings.data_dir) as file:
+        for _ in range(_SYNCS):
+            os.write(file.fileno(), b"\0" * 4096)
+            started = time.perf_counter()
+            sync(file.fileno())
+            took.append((time.perf_counter() - started) * 1000)
+    median, worst = statistics.median(took), max(took)
+    level = WARNING if median > SLOW_SYNC_MS else OK
+    advice = ": every admission waits for one; use a faster disk" if level == WARNING else ""
+    yield Finding(level, "fsync", f"median {median:.2f} ms, worst {worst:.2f} ms of {_SYNCS}{advice}")
+
+
+def certificates(settings: Settings) -> Iterator[Finding]:
+    """Whether each identity of this host can be used, and for how long."""
+    for name in OWN_NAMES:
+        directory = settings.identity_dir_for(name)
+        try:
+            identity = Identity.load(directory)
+        except IdentityError as fault:
+            yield Finding(FAULT, f"certificate {name}", str(fault))
+            continue
+        days = (x509.load_pem_x509_certificate(identity.cert).not_valid_after_utc - datetime.now(UTC)).days
+        if days < EXPIRES_SOON_DAYS:
+            yield Finding(
+                WARNING, f"certificate {name}", f"expires in {days} days: run `gateway init`, then restart the services"
+            )
+        else:
+            yield Finding(OK, f"certificate {name}", f"good for {days} days")
+
+
+def database(settings: Settings) -> Iterator[Finding]:
+    """Whether the database can be reached, has this release's schema, and belongs to the token key."""
+    version = sqlite3.sqlite_version_info
+    if version < SOUND_SQLITE:
+        text = f"{sqlite3.sqlite_version} is older than 3.51.3, where two checkpoints at once can corrupt a WAL"
+        yield Finding(WARNING, "SQLite", f"{text}: let nothing but the gateway checkpoint its database")
+    else:
+        yield Finding(OK, "SQLite", sqlite3.sqlite_version)
+    path = Path(unquote(urlsplit(settings.database_url).path[1:]))
+    if not path.is_file():
+        yield Finding(FAULT, "database", f"there is no database at {path}: run `gateway init`")
+        return
+    try:
+        db = connect(settings.database_url)
+    except GatewayError as fault:
+        yield Finding(FAULT, "database", fault.message)
+        return
+    try:
+        refuse_newer(db)
+        missing = pending(db)
+        if missing:
+            yield Finding(FAULT, "database", f"it lacks {', '.join(missing)}: run `gateway migrate`")
+            return
+        yield Finding(OK, "database", f"{path}, schema up to date")
+        key = token_key.read(settings.token_key_file)
+        if not db.query("SELECT 1 FROM meta WHERE key = 'token_key_fingerprint'"):
+            yield Finding(FAULT, "token key", "the database knows no token key yet: run `gateway init`")
+            return
+        claim_token_key(db, key)
+        yield Finding(OK, "token key", "belongs to this database")
+    except GatewayError as fault:
+        yield Finding(FAULT, "database", fault.message)
+    finally:
+        db.close()
+
+
+def providers(settings: Settings) -> Iterator[Finding]:
+    """Warns of keys that stand in the configuration, and finds those that are missing."""
+    for provider in settings.providers:
+        subject = f"provider {provider.name}"
+        for number, key in enumerate(provider.api_keys, 1):
+            scheme, _, rest = key.partition(":")
+            if scheme == "env":
+                if not os.environ.get(rest):
+                    yield Finding(FAULT, subject, f"api_keys names the variable {rest}, which is not set")
+            elif scheme == "file":
+                if not os.access(rest, os.R_OK):
+                    yield Finding(FAULT, subject, f"api_keys names the file {rest}, which cannot be read")
+            else:
+                text = f"key {number} of api_keys stands in {settings.config} itself: use env:NAME or file:PATH"
+                yield Finding(WARNING, subject, text)
+
+
+def prices(settings: Settings) -> Iterator[Finding]:
+    """Finds prices whose figures contradict each other."""
+    for price in settings.prices:
+        ceiling, window = price.max_output_tokens, price.context_window
+        if ceiling is not None and window is not None and ceiling > window:
+            yield Finding(WARNING, f"price {price.model}", f"max_output_tokens ({ceiling}) is above context_window ({window})")
+        if set(price.rates) == {"output"} or set(price.rates) == {"input"}:
+            text = f"it has no rate for {'input' if 'output' in price.rates else 'output'}: that side is free"
+            yield Finding(WARNING, f"price {price.model}", text)
+
+
+def ports(settings: Settings) -> Iterator[Finding]:
+    """Whether the ports are free. Taken ones are no fault: the services may be running."""
+    for variable, listen in listeners(settings).items():
+        try:
+            fault = port_fault(listen)
+        except Failure as failure:
+            yield Finding(FAULT, variable, failure.message)
+            continue
+        if fault is None:
+            yield Finding(OK, variable, f"{listen} is free")
+        else:
+            yield Finding(WARNING, variable, f"{listen}: {fault}; fine if that is the gateway itself (`gateway health --all`)")
+
+
+def _secret_files(settings: Settings) -> list[Path]:
+    """What nobody else may read or enter: the data directory, and every key in it."""
+    directory = settings.data_dir
+    kept = [directory, *sorted((directory / "pki").glob("*/*.key")), *sorted((directory / "pki").glob("*/key.pem"))]
+    files = [settings.token_key_file, *sorted(directory.glob("gateway.db*"))]
+    return [*kept, *(path for path in files if path.exists())]
+
+
+def _file_system_of(path: Path) -> str | None:
+    """The kind of file system that a path is on, as Linux names it; None where that cannot be read."""
+    if sys.platform != "linux":
+        return None
+    resolved = str(path.resolve())
+    best, kind = "", None
+    try:
+        lines = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        mounted, _, rest = line.partition(" - ")
+        point = mounted.split()[4].replace("\\040", " ")
+        if (resolved == point or resolved.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
+            best, kind = point, rest.split()[0]
+    return kind

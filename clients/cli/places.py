@@ -1,0 +1,38 @@
+"""Where the services are, as a person on this machine writes it."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from gateway.process.settings import Settings
+
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - read here, not bound
+
+
+def place(listen: str) -> tuple[str, int]:
+    """Host and port of `host:port` or `[v6]:port`."""
+    host, _, port = listen.rpartition(":")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def reachable(listen: str) -> tuple[str, int]:
+    """Host and port at which this machine reaches what listens there: loopback for "all addresses"."""
+    host, port = place(listen)
+    return _EVERYWHERE.get(host, host), port
+
+
+def base_url(settings: Settings) -> str:
+    """The URL of the edge for somebody on this machine, without a slash at its end."""
+    host, port = reachable(f"{settings.http_host}:{settings.http_port}")
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def own_name() -> str:
+    """How the `gateway` command of this installation is called from here: its name if that is on the PATH, else its path."""
+    ours = Path(sys.executable).parent / "gateway"
+    found = shutil.which("gateway")
+    if found and Path(found).resolve() == ours.resolve():
+        return "gateway"
+    return str(ours.relative_to(Path.cwd())) if ours.is_relative_to(Path.cwd()) else str(ours)

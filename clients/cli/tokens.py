@@ -1,0 +1,224 @@
+"""`gateway token …`: client tokens, through admin's TokenService."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from clients.cli.connection import DEADLINE, admin_channel
+from clients.cli.output import FAULT, USAGE, Failure, Json, fields, table, tell, tell_json, warn
+from clients.cli.wire import MODES, ROW_HEADINGS, token_to_fields, token_to_json, token_to_row
+from gateway.clock import parse_expiry
+from gateway.ids import uuid7
+from gateway.money import to_nanos
+from gateway.patterns import parse_models
+from gateway.stubs.admin.v1 import tokens_pb2 as pb
+from gateway.stubs.admin.v1.tokens_pb2_grpc import TokenServiceStub
+
+app = App(name="token", help="Make client tokens and look after them. What is changed holds from the token's next call on.")
+
+Which = Annotated[str, Parameter(help="The token's id, or its name if no other token has it.")]
+
+
+@app.command
+def create(
+    *,
+    name: Annotated[str, Parameter(help="A label, at most 200 characters; token-<id> when absent.")] = "",
+    max_amount: Annotated[str | None, Parameter(help="The budget in USD, such as 5 or 0.25; no budget when absent.")] = None,
+    models: Annotated[
+        list[str] | None,
+        Parameter(
+            help="The models that it opens, comma-separated, * as a wildcard; all when absent.", alias="--allowed-models"
+        ),
+    ] = None,
+    expires_at: Annotated[str | None, Parameter(help="The last day (2027-01-01) or moment (2027-01-01T12:00:00Z).")] = None,
+    budget_mode: Annotated[
+        Literal["strict", "soft"],
+        Parameter(help="strict: never exceeded; soft: charged afterwards, calls in flight may exceed it."),
+    ] = "strict",
+    customer: Annotated[str, Parameter(help="Whom it is for.")] = "",
+    remark: Annotated[str, Parameter(help="Free text.")] = "",
+    disabled: Annotated[bool, Parameter(help="Make it switched off.")] = False,
+    token_stdin: Annotated[bool, Parameter(help="Read a secret of your own choice from standard input.")] = False,
+    json: Json = False,
+) -> None:
+    """Make a token. Its secret is shown once.
+
+    Example: gateway token create --name app --max-amount 5 --models 'gpt-4*' --expires-at 2027-01-01 --json
+    """
+    wanted = pb.Token(name=name, customer=customer, remark=remark, budget_mode=MODES[budget_mode])
+    with _reading():
+        wanted.allowed_models.extend(parse_models(",".join(models or [])))
+        if max_amount is not None:
+            wanted.max_amount_nanos = to_nanos(max_amount)
+        if expires_at is not None:
+            wanted.expires_at.FromDatetime(parse_expiry(expires_at))
+    secret = _line_of_stdin() if token_stdin else ""
+    request = pb.CreateTokenRequest(request_id=uuid7(), token=wanted, secret=secret, disabled=disabled)
+    with _tokens() as stub:
+        answer = stub.CreateToken(request, timeout=DEADLINE)
+    for warning in answer.warnings:
+        warn(warning)
+    _show(answer.token, as_json=json, secret=answer.secret, warnings=list(answer.warnings))
+
+
+@app.command(name="list")
+def list_(
+    *,
+    name: Annotated[str, Parameter(help="Only names that contain this.")] = "",
+    customer: Annotated[str, Parameter(help="Only this customer's.")] = "",
+    limit: Annotated[int, Parameter(help="At most so many, from 1 to 1000.")] = 100,
+    page_token: Annotated[str, Parameter(help="Go on where the answer before ended.")] = "",
+    json: Json = False,
+) -> None:
+    """List tokens, the newest first.
+
+    Example: gateway token list --name app --limit 20
+    """
+    if not 1 <= limit <= 1000:
+        raise Failure("--limit is from 1 to 1000", code=USAGE, reason="usage")
+    request = pb.ListTokensRequest(page_size=limit, page_token=page_token, name_contains=name, customer=customer)
+    with _tokens() as stub:
+        answer = stub.ListTokens(request, timeout=DEADLINE)
+    if json:
+        tokens = [token_to_json(token) for token in answer.tokens]
+        tell_json({"tokens": tokens, "next_page_token": answer.next_page_token or None})
+        return
+    table(ROW_HEADINGS, map(token_to_row, answer.tokens))
+    if answer.next_page_token:
+        warn(f"there are more: gateway token list --page-token {answer.next_page_token}")
+
+
+@app.command
+def show(token: Which, *, json: Json = False) -> None:
+    """Show a token.
+
+    Example: gateway token show app --json
+    """
+    with _tokens() as stub:
+        answer = stub.GetToken(pb.GetTokenRequest(id=_id(stub, token)), timeout=DEADLINE)
+    _show(answer.token, as_json=json)
+
+
+@app.command
+def enable(token: Which, *, json: Json = False) -> None:
+    """Switch a token on.
+
+    Example: gateway token enable app
+    """
+    _switch(token, enabled=True, as_json=json)
+
+
+@app.command
+def disable(token: Which, *, json: Json = False) -> None:
+    """Switch a token off: its next call is refused.
+
+    Example: gateway token disable app
+    """
+    _switch(token, enabled=False, as_json=json)
+
+
+@app.command
+def rotate(token: Which, *, json: Json = False) -> None:
+    """Give a token a new secret, shown once. The old one is dead at once.
+
+    Example: gateway token rotate app --json
+    """
+    with _tokens() as stub:
+        request = pb.RotateTokenRequest(request_id=uuid7(), id=_id(stub, token))
+        answer = stub.RotateToken(request, timeout=DEADLINE)
+    _show(answer.token, as_json=json, secret=answer.secret)
+
+
+@app.command
+def topup(
+    token: Which, amount: Annotated[str, Parameter(help="How much more, in USD, such as 10.")], *, json: Json = False
+) -> None:
+    """Raise a token's budget.
+
+    Example: gateway token topup app 10
+    """
+    with _reading():
+        nanos = to_nanos(amount)
+    with _tokens() as stub:
+        request = pb.TopUpTokenRequest(request_id=uuid7(), id=_id(stub, token), amount_nanos=nanos)
+        answer = stub.TopUpToken(request, timeout=DEADLINE)
+    _show(answer.token, as_json=json)
+
+
+@app.command
+def delete(token: Which, *, json: Json = False) -> None:
+    """Delete a token: no call passes any more, the history stays.
+
+    Example: gateway token delete app
+    """
+    with _tokens() as stub:
+        number = _id(stub, token)
+        stub.DeleteToken(pb.DeleteTokenRequest(id=number), timeout=DEADLINE)
+    if json:
+        tell_json({"id": number, "deleted": True})
+    else:
+        tell(f"token {number} is deleted")
+
+
+def _switch(token: str, *, enabled: bool, as_json: bool) -> None:
+    with _tokens() as stub:
+        request = pb.SetTokenEnabledRequest(id=_id(stub, token), enabled=enabled)
+        answer = stub.SetTokenEnabled(request, timeout=DEADLINE)
+    _show(answer.token, as_json=as_json)
+
+
+def _show(token: pb.Token, *, as_json: bool, secret: str = "", warnings: list[str] | None = None) -> None:
+    if as_json:
+        shown = token_to_json(token, secret)
+        tell_json(shown | {"warnings": warnings} if warnings else shown)
+    else:
+        fields(token_to_fields(token, secret))
+
+
+@contextmanager
+def _tokens() -> Iterator[TokenServiceStub]:
+    with admin_channel() as channel:
+        yield TokenServiceStub(channel)
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Turns what cannot be read into a fault of the command line."""
+    try:
+        yield
+    except ValueError as fault:
+        raise Failure(str(fault), code=USAGE, reason="usage") from None
+
+
+def _id(stub: TokenServiceStub, token: str) -> int:
+    """The id that was given, or that of the one token with this name."""
+    if token.isascii() and token.isdecimal():
+        return int(token)
+    found: list[pb.Token] = []
+    page = ""
+    while True:
+        request = pb.ListTokensRequest(page_size=1000, page_token=page, name_contains=token)
+        answer = stub.ListTokens(request, timeout=DEADLINE)
+        found += [candidate for candidate in answer.tokens if candidate.name == token]
+        page = answer.next_page_token
+        if not page:
+            break
+    if not found:
+        raise Failure(f"there is no token {token!r}; `gateway token list` shows them", code=FAULT, reason="not_found")
+    if len(found) > 1:
+        ids = ", ".join(str(candidate.id) for candidate in found[:5])
+        raise Failure(f"{len(found)} tokens are called {token!r}: give the id ({ids})", code=USAGE, reason="ambiguous")
+    return found[0].id
+
+
+def _line_of_stdin() -> str:
+    """One line of standard input, without its end."""
+    line = sys.stdin.readline().rstrip("\r\n")
+    if not line:
+        raise Failure("standard input holds no secret", code=USAGE, reason="usage")
+    return line

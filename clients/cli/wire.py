@@ -1,0 +1,107 @@
+"""Tokens as the command line shows them: the field names of the HTTP API, money in currency units."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from gateway.money import CURRENCY, to_json_number, to_units
+from gateway.stubs.admin.v1 import tokens_pb2 as pb
+
+_STATUS = {
+    pb.TOKEN_STATUS_ACTIVE: "active",
+    pb.TOKEN_STATUS_DISABLED: "disabled",
+    pb.TOKEN_STATUS_EXPIRED: "expired",
+    pb.TOKEN_STATUS_EXHAUSTED: "exhausted",
+}
+MODES = {"strict": pb.BUDGET_MODE_STRICT, "soft": pb.BUDGET_MODE_SOFT}
+_MODE_NAMES = {value: name for name, value in MODES.items()}
+
+
+def token_to_json(token: pb.Token, secret: str = "") -> dict[str, Any]:
+    """A token as `--json` shows it; with its secret as `token` where there is one to tell."""
+    shown: dict[str, Any] = {"id": token.id, "name": token.name}
+    if secret:
+        shown["token"] = secret
+    return shown | {
+        "display_hint": token.display_hint or None,
+        "weak": token.weak,
+        "allowed_models": list(token.allowed_models),
+        "enabled": token.enabled,
+        "status": _STATUS.get(token.status),
+        "expires_at": _moment(token, "expires_at"),
+        "max_amount": to_json_number(token.max_amount_nanos) if token.HasField("max_amount_nanos") else None,
+        "budget_mode": _MODE_NAMES.get(token.budget_mode, "strict"),
+        "amount_spent": to_json_number(token.amount_spent_nanos),
+        "held": to_json_number(token.held_nanos),
+        "remaining": to_json_number(token.remaining_nanos) if token.HasField("remaining_nanos") else None,
+        "currency": CURRENCY,
+        "prompt_tokens": token.prompt_tokens,
+        "completion_tokens": token.completion_tokens,
+        "total_tokens": token.prompt_tokens + token.completion_tokens,
+        "request_count": token.request_count,
+        "customer": token.customer or None,
+        "remark": token.remark or None,
+        "created_at": _moment(token, "created_at"),
+        "last_used_at": _moment(token, "last_used_at"),
+        "version": token.version,
+    }
+
+
+def token_to_fields(token: pb.Token, secret: str = "") -> dict[str, str]:
+    """A token as people read it, a line a field."""
+    shown = {"id": str(token.id), "name": token.name}
+    if secret:
+        shown["token"] = f"{secret}  (shown once)"
+    shown |= {
+        "status": _STATUS.get(token.status, ""),
+        "models": ", ".join(token.allowed_models) or "all",
+        "spent": amount(token.amount_spent_nanos),
+        "budget": budget(token),
+        "expires": _moment(token, "expires_at") or "never",
+        "calls": str(token.request_count),
+        "last used": _moment(token, "last_used_at") or "never",
+    }
+    return shown | {
+        name: text
+        for name, text in (("customer", token.customer), ("remark", token.remark), ("hint", token.display_hint))
+        if text
+    }
+
+
+def token_to_row(token: pb.Token) -> tuple[str, ...]:
+    """A token as a row of the list; ROW_HEADINGS names its columns."""
+    return (
+        str(token.id),
+        token.name,
+        _STATUS.get(token.status, ""),
+        amount(token.amount_spent_nanos),
+        budget(token),
+        ",".join(token.allowed_models) or "all",
+        _moment(token, "expires_at") or "never",
+        token.display_hint,
+    )
+
+
+ROW_HEADINGS = ("id", "name", "status", "spent", "budget", "models", "expires", "token")
+
+
+def amount(nanos: int) -> str:
+    """Money for people: all its decimals, at least two, never a power of ten."""
+    whole, _, decimals = f"{to_units(nanos):f}".partition(".")
+    return f"{whole}.{decimals.rstrip('0').ljust(2, '0')}"
+
+
+def budget(token: pb.Token) -> str:
+    """A token's budget for people."""
+    if not token.HasField("max_amount_nanos"):
+        return "none"
+    soft = " soft" if token.budget_mode == pb.BUDGET_MODE_SOFT else ""
+    return f"{amount(token.max_amount_nanos)}{soft}"
+
+
+def _moment(token: pb.Token, name: str) -> str | None:
+    """A time as RFC 3339 text, None where it is absent."""
+    moment: Timestamp = getattr(token, name)
+    return moment.ToJsonString() if token.HasField(name) else None  # type: ignore[arg-type]  # the name is one of the message's
