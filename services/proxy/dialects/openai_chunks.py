@@ -1,0 +1,118 @@
+"""OpenAI's answers as the meter reads them: whole completions, and the chunks of a stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+DONE = b"[DONE]"
+
+
+class _Piece(msgspec.Struct, gc=False):
+    """A message, or the part of one that a chunk adds: whatever of it was generated."""
+
+    content: Any = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    refusal: Any = None
+    tool_calls: Any = None
+    function_call: Any = None
+    audio: Any = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    """One of the answers."""
+
+    delta: _Piece | None = None
+    message: _Piece | None = None
+    finish_reason: Any = None
+
+
+class Chunk(msgspec.Struct, gc=False):
+    """A chunk or a whole completion."""
+
+    choices: list[_Choice] | None = None
+    usage: msgspec.Raw = msgspec.Raw(b"")
+    model: Any = None
+    error: Any = None
+
+
+_decode = msgspec.json.Decoder(Chunk).decode
+
+
+def read_chunk(data: bytes) -> Chunk | None:
+    """The chunk in this JSON text; None where it is no object of this kind.
+
+    Fields of unexpected types count as absent rather than making the whole unreadable.
+    """
+    try:
+        return _decode(data)
+    except msgspec.ValidationError:
+        return _read_loosely(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _read_loosely(data: bytes) -> Chunk | None:
+    try:
+        value = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    choices = []
+    for choice in value.get("choices") or [] if isinstance(value.get("choices"), list) else []:
+        if isinstance(choice, dict):
+            piece = choice.get("delta", choice.get("message"))
+            fields = {name: piece.get(name) for name in _Piece.__struct_fields__} if isinstance(piece, dict) else {}
+            choices.append(_Choice(delta=_Piece(**fields), finish_reason=choice.get("finish_reason")))
+    usage = value.get("usage")
+    return Chunk(
+        choices=choices,
+        usage=msgspec.Raw(msgspec.json.encode(usage)) if usage is not None else msgspec.Raw(b""),
+        model=value.get("model"),
+        error=value.get("error"),
+    )
+
+
+def texts_of(chunk: Chunk) -> list[str]:
+    """All text in it that was generated, of all choices."""
+    texts: list[str] = []
+    for choice in chunk.choices or ():
+        piece = choice.delta or choice.message
+        if piece is None:
+            continue
+        content = piece.content
+        if type(content) is str:
+            if content:
+                texts.append(content)
+        elif content is not None:
+            _collect(texts, content)
+        for other in (
+            piece.reasoning_content or piece.reasoning,
+            piece.refusal,
+            piece.tool_calls,
+            piece.function_call,
+            piece.audio,
+        ):
+            if other is not None:
+                _collect(texts, other)
+    return texts
+
+
+_NOT_GENERATED = frozenset({"id", "type", "index", "data"})
+
+
+def _collect(texts: list[str], value: Any) -> None:
+    """The strings in a value, without ids, kinds and the bytes of audio."""
+    if isinstance(value, str):
+        if value:
+            texts.append(value)
+    elif isinstance(value, list):
+        for item in value:
+            _collect(texts, item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if key not in _NOT_GENERATED:
+                _collect(texts, item)

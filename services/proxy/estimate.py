@@ -1,0 +1,45 @@
+"""How many tokens a text is, where no provider says so: within a fifth for prose in European languages and for code.
+
+Written against the vocabulary of current OpenAI models (o200k): common English words are one token each, words of other
+languages are cut into pieces, digits go by three, East Asian characters are most of a token each. Figures in
+`tests/proxy/test_metering.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from math import ceil
+
+# One match is what a tokenizer would not look across: a word with its leading blank, up to three digits, a run of signs, white
+# space. Every match is at least one token.
+_PIECES = re.compile(r"[^\W\d_]+|\d{1,3}|[^\w\s]+|_+|\n\s*|\s{2,}|\s(?=\d)")
+_PLAIN_WORD = 9
+"""Letters up to which an ASCII word counts as one token."""
+_MORE = 5.5
+"""Letters of an ASCII word beyond those, to a token."""
+
+
+def tokens_of(text: str) -> int:
+    """About how many tokens this text is; at least 1 unless it is empty."""
+    if not text:
+        return 0
+    total = 0.0
+    for piece in _PIECES.findall(text):
+        size = len(piece)
+        if piece.isascii():
+            if piece.isalpha():
+                total += 1 if size <= _PLAIN_WORD else 1 + (size - _PLAIN_WORD) / _MORE
+            elif piece.isspace() or piece.isdigit():
+                total += 1
+            else:
+                total += 1 if size <= 2 else size / 2.5
+        else:
+            total += _foreign(piece, size)
+    return max(1, ceil(total))
+
+
+def _foreign(piece: str, size: int) -> float:
+    """Tokens of a piece with characters beyond ASCII."""
+    if max(piece) >= "\u2e80":  # East Asian scripts, emoji
+        return size * 0.85
+    return max(1.0, size / 3.5)
