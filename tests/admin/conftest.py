@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,6 +24,7 @@ from gateway.stubs.admin.v1 import (
     tokens_pb2_grpc,
 )
 from services.admin.app import make_server
+from tests.admin.door import Door, open_door
 
 PASSWORD = "a-long-enough-phrase"
 TOKEN_KEY = bytes(range(32))
@@ -121,3 +122,11 @@ def call(admin: Admin) -> Iterator[Callable[[str], Caller]]:
     yield of
     for caller in channels.values():
         caller.channel.close()
+
+
+@pytest.fixture
+async def door(admin: Admin) -> AsyncIterator[Door]:
+    """The HTTP door before the admin service, with a session."""
+    async with open_door(admin.port, admin.identities) as opened:
+        opened.secret = (await opened.login(PASSWORD)).json["session_token"]
+        yield opened

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import uuid
-
 import grpc
 import pytest
 
-from gateway.stubs.admin.v1 import audit_pb2, tokens_pb2
+from gateway.stubs.admin.v1 import tokens_pb2
 
 
 @pytest.fixture
