@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import shutil
 import tempfile
 import threading
@@ -11,7 +12,6 @@ from pathlib import Path
 from gateway.rpc.identity import Identity, create_authority, issue
 
 _lock = threading.Lock()
-_root: Path | None = None
 
 
 def make_identities(directory: Path, *names: str) -> dict[str, Identity]:
@@ -30,12 +30,10 @@ def make_identities(directory: Path, *names: str) -> dict[str, Identity]:
     return identities
 
 
+@functools.cache
 def authority() -> Path:
     """The folder whose `ca` holds the authority's own files, for certificates of other kinds."""
-    global _root
-    with _lock:
-        if _root is None:
-            _root = Path(tempfile.mkdtemp(prefix="gateway-pki-"))
-            atexit.register(shutil.rmtree, _root, ignore_errors=True)
-            create_authority(_root / "ca")
-    return _root
+    root = Path(tempfile.mkdtemp(prefix="gateway-pki-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    create_authority(root / "ca")
+    return root
