@@ -119,6 +119,5 @@ def faults() -> Iterator[None]:
 
 
 def _primary_code(error: BaseException) -> int | None:
-    original = error.args[0] if error.args and isinstance(error.args[0], sqlite3.Error) else error
-    code = getattr(original, "sqlite_errorcode", None)
+    code = getattr(getattr(error, "orig", error), "sqlite_errorcode", None)  # peewee keeps the driver's error in `orig`
     return code & 0xFF if isinstance(code, int) else None

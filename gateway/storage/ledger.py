@@ -45,6 +45,7 @@ class Ledger:
         self._events_lock = threading.Lock()
         self._wal = Path(f"{db.path}-wal")
         self._writer: Writer[Report | Admission, Settled | Admitted | GatewayError] = Writer(self._apply, idle=self._idle)
+        self._writer.run(self._checkpoint)
 
     def commit(
         self, settlements: Sequence[Report], admissions: Sequence[Admission], *, timeout: float = COMMIT_TIMEOUT
@@ -154,6 +155,14 @@ class Ledger:
         with self._events_lock:
             events, self._events = self._events, Counter()
         return events
+
+    def is_reachable(self) -> bool:
+        """Whether the database answers. It is only read: a look a second must not lock out who writes by hand."""
+        try:
+            self._db.query("SELECT 1 FROM meta LIMIT 1")
+        except DatabaseUnavailable:
+            return False
+        return True
 
     def close(self) -> None:
         """Writes what waits, moves the write-ahead log into the database, and ends the writer's thread."""

@@ -9,7 +9,7 @@ from contextlib import closing
 from prometheus_client import REGISTRY
 
 from gateway.clock import SystemClock
-from gateway.errors import DatabaseUnavailable, GatewayError
+from gateway.errors import GatewayError
 from gateway.process import logs, token_key
 from gateway.process.lifecycle import serve_until_signal
 from gateway.process.probes import start_probes
@@ -44,7 +44,7 @@ def main() -> None:
             server = make_server(db=db, ledger=ledger, denials=denials, identity=identity, token_key=key, clock=clock)
             bind(server, settings.auth_listen, identity)
             with start_probes(settings.auth_metrics_address, lambda: server.serving):
-                serve_until_signal(server, lame_duck=settings.lame_duck, drain=settings.drain, ready=lambda: _can_write(ledger))
+                serve_until_signal(server, lame_duck=settings.lame_duck, drain=settings.drain, ready=ledger.is_reachable)
     except (SettingsError, IdentityError, BindError, GatewayError, OSError) as error:
         sys.exit(f"auth: {error}")
 
@@ -52,15 +52,6 @@ def main() -> None:
 def _open_ledger(db: Database, key: bytes, clock: SystemClock) -> Ledger:
     claim_token_key(db, key)
     return Ledger(db, token_key=key, clock=clock)
-
-
-def _can_write(ledger: Ledger) -> bool:
-    """Whether the database takes a transaction now."""
-    try:
-        ledger.commit([], [], timeout=1.0)
-    except DatabaseUnavailable:
-        return False
-    return True
 
 
 if __name__ == "__main__":
