@@ -13,8 +13,6 @@ from gateway.rpc.identity import Identity, dns_name
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 KEEPALIVE_MS: Final = 10_000
 KEEPALIVE_TIMEOUT_MS: Final = 5_000
-MIN_PING_INTERVAL_MS: Final = 5_000
-"""What a server lets pass without taking it for abuse: half of what our clients do."""
 
 Option = tuple[str, int | str]
 

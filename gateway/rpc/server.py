@@ -12,7 +12,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from gateway.rpc.access import AccessError, AccessTable, CheckSession, Guard, Rule, check_rows, methods_of
-from gateway.rpc.channel import KEEPALIVE_TIMEOUT_MS, MAX_MESSAGE_BYTES, MIN_PING_INTERVAL_MS
+from gateway.rpc.channel import KEEPALIVE_TIMEOUT_MS, MAX_MESSAGE_BYTES
 from gateway.rpc.identity import Identity
 from gateway.rpc.interceptors import Streams, wrap
 
@@ -21,9 +21,10 @@ OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.so_reuseport", 0),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # Our clients ping every 10 s, with or without calls; a server that minds answers GOAWAY `too_many_pings`.
+    # Our clients ping every 10 s, with or without calls, and gRPC adds pings of its own. A server that counts them answers
+    # GOAWAY `too_many_pings` now and then, and whoever gets this far has a certificate.
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
+    ("grpc.http2.max_ping_strikes", 0),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
     # A client looks its server's name up again when a connection ends: so replicas that came later get their share.
