@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
+from tests.fakes.call import Call, read_ledger
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -184,6 +186,10 @@ class ProviderProcess:
         assert self._process.stdout is not None
         self.base_url = self._process.stdout.readline().strip()
         assert self.base_url, "the scripted provider did not start"
+
+    def calls(self) -> list[Call]:
+        """What has reached it so far."""
+        return read_ledger(self.ledger)
 
     def close(self) -> None:
         assert self._process.stdout is not None
