@@ -10,15 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
+from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 
 from gateway import usage as units
 from gateway.money import NANOS
 
-_PER_MILLION = Decimal(1_000_000)
-_EXACT = Context(prec=60)
-_NO_RATE = Decimal(0)
+_PER_MILLION = 1_000_000
 
 # A unit without a rate of its own costs what this one costs.
 _FALLBACK: Mapping[str, str] = {
@@ -29,8 +27,9 @@ _FALLBACK: Mapping[str, str] = {
 }
 _TOKEN_UNITS = frozenset({units.INPUT, units.OUTPUT, *units.PART_OF})
 # What a text call can always trigger on the input side; audio only when the request carries it.
-_INPUT_SIDE = (units.INPUT, units.CACHED_INPUT, units.CACHE_WRITE)
-_OUTPUT_SIDE = (units.OUTPUT, units.REASONING)
+_INPUT_SIDE: tuple[str, ...] = (units.INPUT, units.CACHED_INPUT, units.CACHE_WRITE)
+_OUTPUT_SIDE: tuple[str, ...] = (units.OUTPUT, units.REASONING)
+_PER_REQUEST = (units.PER_REQUEST,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,26 +39,27 @@ class Rate:
     base: Decimal
     tiers: tuple[tuple[int, Decimal], ...] = ()
 
-    def at(self, input_tokens: int) -> Decimal:
-        """The rate for a call that read this many tokens."""
-        rate = self.base
-        for start, tier_rate in self.tiers:
-            if input_tokens > start:
-                rate = tier_rate
-        return rate
-
-    def highest(self, input_tokens: int) -> Decimal:
-        """The highest rate for any call that reads at most this many tokens."""
-        return max([self.base, *(rate for start, rate in self.tiers if input_tokens > start)])
-
 
 class Rates:
-    """The rates of one row of the price book, by unit."""
+    """The rates of one row of the price book, by unit.
 
-    __slots__ = ("_rates", "_text")
+    Sums are made of integers: each rate times `scale`, the power of ten that leaves none of this row's rates a fraction. That
+    is as exact as decimals and several times as fast.
+    """
+
+    __slots__ = ("_bounds", "_rates", "_scaled", "_text", "scale")
 
     def __init__(self, rates: Mapping[str, Rate]) -> None:
         self._rates = dict(rates)
+        decimals = [rate.base for rate in rates.values()] + [tier for rate in rates.values() for _, tier in rate.tiers]
+        exponents = [int(decimal.as_tuple().exponent) for decimal in decimals]
+        self.scale = 10 ** max([0, *(-exponent for exponent in exponents)])
+        self._scaled: dict[str, tuple[int, tuple[tuple[int, int], ...]]] = {
+            unit: (int(rate.base * self.scale), tuple((start, int(tier * self.scale)) for start, tier in rate.tiers))
+            for unit in (*rates, *_FALLBACK)
+            if (rate := self.of(unit)) is not None
+        }
+        self._bounds: dict[tuple[str, ...], int] = {}
         self._text = json.dumps(
             {
                 unit: str(rate.base) if not rate.tiers else [str(rate.base), *([start, str(r)] for start, r in rate.tiers)]
@@ -90,6 +90,30 @@ class Rates:
         """The rate of a unit, or of what it falls back to; None: it costs nothing."""
         return self._rates.get(unit) or self._rates.get(_FALLBACK.get(unit, ""))
 
+    def scaled(self, unit: str, input_tokens: int) -> int:
+        """The rate of a unit for a call that read this many tokens, times `scale`; 0: it costs nothing."""
+        found = self._scaled.get(unit)
+        if found is None:
+            return 0
+        rate, tiers = found
+        for start, tier_rate in tiers:
+            if input_tokens > start:
+                rate = tier_rate
+        return rate
+
+    def highest_scaled(self, wanted: tuple[str, ...], input_tokens: int) -> int:
+        """The highest rate of these units for any call that reads at most this many tokens, times `scale`."""
+        if wanted in self._bounds:
+            return self._bounds[wanted]
+        found = [self._scaled[unit] for unit in wanted if unit in self._scaled]
+        highest = max(
+            (rate for base, tiers in found for rate in (base, *(tier for start, tier in tiers if input_tokens > start))),
+            default=0,
+        )
+        if not any(tiers for _, tiers in found):  # without tiers it is the same for every call
+            self._bounds[wanted] = highest
+        return highest
+
 
 def cost_nanos(usage: Mapping[str, int], rates: Rates) -> int:
     """Cost of one call in nano-dollars.
@@ -103,42 +127,41 @@ def cost_nanos(usage: Mapping[str, int], rates: Rates) -> int:
         raise ValueError("a count is 0 or more")
     input_tokens = usage.get(units.INPUT, 0)
     whole = dict(usage)
-    whole[units.PER_REQUEST] = usage.get(units.PER_REQUEST, 1)
-    for part, of in units.PART_OF.items():
-        if part in usage and of in whole:
-            whole[of] -= usage[part]
+    whole.setdefault(units.PER_REQUEST, 1)
+    for part in units.PART_OF.keys() & usage.keys():
+        whole[units.PART_OF[part]] = whole.get(units.PART_OF[part], 0) - usage[part]
     if units.CACHED_INPUT_AUDIO in usage and units.CACHED_INPUT in usage:
         # Providers count cached audio in the cached total too; it was taken from the input twice above.
         overlap = min(usage[units.CACHED_INPUT_AUDIO], usage[units.CACHED_INPUT])
         whole[units.CACHED_INPUT] -= overlap
         whole[units.INPUT] = whole.get(units.INPUT, 0) + overlap
-    total = _NO_RATE
-    for unit, count in whole.items():
-        rate = rates.of(unit)
-        if rate is not None and count > 0:
-            total = _EXACT.add(total, _price(unit, count, rate.at(input_tokens)))
-    return _to_nanos(total, ROUND_HALF_EVEN)
+    total = sum(_price(unit, count, rates.scaled(unit, input_tokens)) for unit, count in whole.items() if count > 0)
+    return _half_even(total, rates.scale * _PER_MILLION)
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """The most that a call can cost, as a function of its output limit: `fixed + output_limit * per_output_token`."""
+    """The most that a call can cost, as a function of its output limit: `fixed + output_limit * per_output_token`.
 
-    fixed: Decimal
-    """In currency units: all of the input at the dearest rate that it can trigger, and what the call costs by itself."""
-    per_output_token: Decimal
-    """In currency units, for one token of the limit; all choices together."""
+    Both are integers of nano-dollars times `divisor`.
+    """
+
+    fixed: int
+    """All of the input at the dearest rate that it can trigger, and what the call costs by itself."""
+    per_output_token: int
+    """One token of the limit, all choices together."""
+    divisor: int
 
     def nanos(self, output_limit: int) -> int:
         """The bound for this output limit in nano-dollars, rounded up."""
-        return _to_nanos(_EXACT.add(self.fixed, _EXACT.multiply(self.per_output_token, Decimal(output_limit))), ROUND_CEILING)
+        return -(-(self.fixed + self.per_output_token * output_limit) // self.divisor)
 
     def affordable(self, nanos: int) -> int | None:
         """The largest output limit whose bound is within this money; None: any; negative: not even the input is paid."""
-        left = _EXACT.subtract(Decimal(nanos) / NANOS, self.fixed)
+        left = nanos * self.divisor - self.fixed
         if self.per_output_token == 0:
             return None if left >= 0 else -1
-        return int(_EXACT.divide(left, self.per_output_token).to_integral_value(ROUND_FLOOR))
+        return left // self.per_output_token
 
 
 def bound(
@@ -154,14 +177,18 @@ def bound(
     input_tokens: an upper bound of the input. choices: how many answers are generated, each up to the output limit.
     extra_units: units beyond text that the call can trigger. fixed: units of a known number, such as images.
     """
-    extra = tuple(extra_units)
-    input_side = [*_INPUT_SIDE, *(unit for unit in extra if units.PART_OF.get(unit) == units.INPUT)]
-    output_side = [*_OUTPUT_SIDE, *(unit for unit in extra if units.PART_OF.get(unit) == units.OUTPUT)]
-    total = _price(units.INPUT, input_tokens, _highest(rates, input_side, input_tokens))
-    for unit, count in {units.PER_REQUEST: 1, **(fixed or {})}.items():
-        total = _EXACT.add(total, _price(unit, count, _highest(rates, [unit], input_tokens)))
-    per_token = _EXACT.divide(_highest(rates, output_side, input_tokens), _PER_MILLION)
-    return Bound(fixed=total, per_output_token=_EXACT.multiply(per_token, Decimal(max(1, choices))))
+    input_side, output_side = _INPUT_SIDE, _OUTPUT_SIDE
+    for unit in extra_units:
+        if units.PART_OF.get(unit) == units.INPUT:
+            input_side = (*input_side, unit)
+        elif units.PART_OF.get(unit) == units.OUTPUT:
+            output_side = (*output_side, unit)
+    total = _price(units.INPUT, input_tokens, rates.highest_scaled(input_side, input_tokens))
+    total += _price(units.PER_REQUEST, 1, rates.highest_scaled(_PER_REQUEST, input_tokens))
+    for unit, count in (fixed or {}).items():
+        total += _price(unit, count, rates.highest_scaled((unit,), input_tokens))
+    per_token = _price(units.OUTPUT, max(1, choices), rates.highest_scaled(output_side, input_tokens))
+    return Bound(fixed=total, per_output_token=per_token, divisor=rates.scale * _PER_MILLION)
 
 
 def _rate(value: object) -> Rate:
@@ -180,15 +207,12 @@ def _decimal(value: object) -> Decimal:
     return rate
 
 
-def _highest(rates: Rates, wanted: Iterable[str], input_tokens: int) -> Decimal:
-    found = [rate.highest(input_tokens) for rate in map(rates.of, wanted) if rate is not None]
-    return max(found, default=_NO_RATE)
+def _price(unit: str, count: int, scaled_rate: int) -> int:
+    """Nano-dollars times the rates' scale times a million."""
+    return count * scaled_rate * (NANOS if unit in _TOKEN_UNITS else NANOS * _PER_MILLION)
 
 
-def _price(unit: str, count: int, rate: Decimal) -> Decimal:
-    amount = _EXACT.multiply(Decimal(count), rate)
-    return _EXACT.divide(amount, _PER_MILLION) if unit in _TOKEN_UNITS else amount
-
-
-def _to_nanos(amount: Decimal, rounding: str) -> int:
-    return int(_EXACT.multiply(amount, Decimal(NANOS)).to_integral_value(rounding))
+def _half_even(value: int, divisor: int) -> int:
+    """The quotient, rounded half to even."""
+    quotient, rest = divmod(value, divisor)
+    return quotient + (2 * rest > divisor or (2 * rest == divisor and quotient % 2 == 1))

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from gateway import usage as units
@@ -225,7 +226,7 @@ class Batch:
             token_id=token.id,
             identity=report.identity,
             state=State.EXPIRED,  # neither held nor charged yet: `_book` adds all of it
-            candidates=json.dumps([[priced.provider, priced.model, priced.price_id]]),
+            candidates=_encode([[priced.provider, priced.model, priced.price_id]]),
             admitted_at=self._now_text,
             period_start=token.period_start,
             held_nanos=0,
@@ -277,7 +278,7 @@ class Batch:
             token_id=token.id,
             identity=admission.identity,
             state=State.ADMITTED,
-            candidates=json.dumps([[c.provider, c.model, c.price_id] for c in candidates], separators=(",", ":")),
+            candidates=_encode([[c.provider, c.model, c.price_id] for c in candidates]),
             admitted_at=self._now_text,
             period_start=token.period_start,
             held_nanos=decision.held_nanos,
@@ -305,7 +306,7 @@ class Batch:
             raise AlreadyExists("this id was used for another call, or its call has ended; make a new one")
         candidates = [
             replace(self._prices.find(provider, model), price_id=price_id, rates=self._prices.rates(price_id))
-            for provider, model, price_id in json.loads(row.candidates)
+            for provider, model, price_id in _candidates(row.candidates)
         ]
         return Admitted(row.token_id, row.held_nanos, row.granted_max_output_tokens, candidates)
 
@@ -439,11 +440,20 @@ def _answer(apply: Any, item: Any) -> Any:
 
 
 def _served(candidates: str, report: Report) -> tuple[str, str, int]:
-    known: list[tuple[str, str, int]] = [tuple(candidate) for candidate in json.loads(candidates)]
+    known = _candidates(candidates)
     for candidate in known:
-        if candidate[:2] == (report.provider, report.model):
+        if candidate[0] == report.provider and candidate[1] == report.model:
             return candidate
     return known[0]
+
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` with arguments makes an encoder a call
+
+
+@lru_cache(maxsize=1024)
+def _candidates(text: str) -> tuple[tuple[str, str, int], ...]:
+    """(provider, model, price id) of each candidate of a row."""
+    return tuple((str(provider), str(model), int(price_id)) for provider, model, price_id in json.loads(text))
 
 
 def _age_days(text: str, now: datetime) -> float:
