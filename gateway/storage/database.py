@@ -88,10 +88,10 @@ class Database(peewee.SqliteDatabase):
 
     def _driver(self) -> sqlite3.Connection:
         """This thread's connection, opened if it is not."""
-        if self.is_closed():  # type: ignore[no-untyped-call] # peewee's stub
+        if self.is_closed():
             with faults():
                 self.connect()
-        connection: sqlite3.Connection = self.connection()
+        connection: sqlite3.Connection = self.connection()  # type: ignore[no-untyped-call] # peewee's stub
         return connection
 
     def checkpoint(self, *, truncate: bool = False) -> bool:
