@@ -125,6 +125,12 @@ def call(admin: Admin) -> Iterator[Callable[[str], Caller]]:
 
 
 @pytest.fixture
+def tokens(call: Callable[[str], Caller]) -> tokens_pb2_grpc.TokenServiceStub:
+    """TokenService, as the operator calls it."""
+    return call("operator").tokens
+
+
+@pytest.fixture
 async def door(admin: Admin) -> AsyncIterator[Door]:
     """The HTTP door before the admin service, with a session."""
     async with open_door(admin.port, admin.identities) as opened:
