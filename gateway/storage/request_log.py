@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import product
 from typing import Any
 
 from gateway.clock import from_text, to_text
@@ -84,9 +85,11 @@ class RequestLog:
     def page(self, wanted: RequestFilter, *, limit: int, before_id: str = "") -> list[LoggedRequest]:
         """The calls below an id, the newest id first. Raises InvalidArgument for a state that is none."""
         found: list[LoggedRequest] = []
-        # One query a token: so each walks the index in the order of the answer and stops at the limit.
-        for token_ids in self._token_ids(wanted):
+        # One query a token and kind of id: so each walks an index in the order of the answer and stops at the limit.
+        for token_ids, (span, bounds) in product(self._token_ids(wanted), _id_spans(wanted)):
             where, parameters = _conditions(wanted, token_ids)
+            where += span
+            parameters += bounds
             if before_id:
                 where.append("r.request_id < ?")
                 parameters.append(before_id)
@@ -114,7 +117,7 @@ class RequestLog:
         """
         found: list[LoggedRequest] = []
         for token_ids in self._token_ids(wanted):
-            where, parameters = _conditions(wanted, token_ids, by_id=False)
+            where, parameters = _conditions(wanted, token_ids)
             where += ["r.settled_at IS NOT NULL", "(r.settled_at, r.request_id) > (?, ?)", "r.settled_at <= ?"]
             parameters += [*after, to_text(until)]
             sql = f"SELECT {_COLUMNS} {_FROM} {_where(where)} ORDER BY r.settled_at, r.request_id LIMIT ?"
@@ -138,7 +141,7 @@ class RequestLog:
         return [(token_id,) for token_id in sorted(ids)]
 
 
-def _conditions(wanted: RequestFilter, token_ids: tuple[int, ...], *, by_id: bool = True) -> tuple[list[str], list[Any]]:
+def _conditions(wanted: RequestFilter, token_ids: tuple[int, ...]) -> tuple[list[str], list[Any]]:
     where: list[str] = []
     parameters: list[Any] = []
     for token_id in token_ids:
@@ -154,22 +157,30 @@ def _conditions(wanted: RequestFilter, token_ids: tuple[int, ...], *, by_id: boo
     if wanted.since is not None:
         where.append("r.admitted_at >= ?")
         parameters.append(to_text(wanted.since))
-        if by_id:
-            where.append("r.request_id >= ?")
-            parameters.append(_id_at(wanted.since - _OLDEST_ID))
     if wanted.until is not None:
         where.append("r.admitted_at < ?")
         parameters.append(to_text(wanted.until))
-        if by_id:
-            where.append("r.request_id < ?")
-            parameters.append(_id_at(wanted.until + _SKEW))
     return where, parameters
 
 
-def _id_at(moment: datetime) -> str:
-    """The start of all ids made at this moment: ids of version 7 sort by time."""
-    milliseconds = min(max(int(moment.timestamp() * 1000), 0), (1 << 48) - 1)
-    return uuid7(milliseconds)[:13]
+def _id_spans(wanted: RequestFilter) -> list[tuple[list[str], list[str]]]:
+    """Where the ids of the calls can lie, as conditions: ids with a time in them in one span, all others wherever they are."""
+    if wanted.since is None and wanted.until is None:
+        return [([], [])]
+    where, bounds = [], []
+    if wanted.since is not None:
+        where.append("r.request_id >= ?")
+        bounds.append(_id_at(wanted.since, -_OLDEST_ID))
+    if wanted.until is not None:
+        where.append("r.request_id < ?")
+        bounds.append(_id_at(wanted.until, _SKEW))
+    return [([*where, "substr(r.request_id, 15, 1) = '7'"], bounds), (["substr(r.request_id, 15, 1) <> '7'"], [])]
+
+
+def _id_at(moment: datetime, shift: timedelta) -> str:
+    """The start of all ids made so long before or after this moment: ids of version 7 sort by time."""
+    milliseconds = int((moment.timestamp() + shift.total_seconds()) * 1000)
+    return uuid7(min(max(milliseconds, 0), (1 << 48) - 1))[:13]
 
 
 def _where(conditions: list[str]) -> str:
