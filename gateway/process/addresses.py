@@ -55,8 +55,10 @@ def check_base_url(url: str, allow_address: bool = False) -> None:
         raise AddressRefused("it names no host")
     if port == 0:
         raise AddressRefused("its port must be 1 to 65535")
+    if parts.netloc.startswith("[") and _written(host) is None:
+        raise AddressRefused(f"[{host}] is no IPv6 address")
     if not allow_address:
-        _check_host(host, bracketed=parts.netloc.startswith("["))
+        _check_host(host)
 
 
 def check_resolved(host: str, address: str | Address, allow_address: bool = False) -> None:
@@ -94,10 +96,10 @@ def embedded(address: Address) -> ipaddress.IPv4Address | None:
     return None
 
 
-def _check_host(host: str, *, bracketed: bool) -> None:
+def _check_host(host: str) -> None:
     written = _written(host)
     if written is None:
-        _check_name(host, bracketed=bracketed)
+        _check_name(host)
         return
     if str(written) != host.lower() or embedded(written) is not None:
         raise AddressRefused(f"{host} is an address in disguise, of {embedded(written) or written}: {_HINT}")
@@ -105,12 +107,12 @@ def _check_host(host: str, *, bracketed: bool) -> None:
         raise AddressRefused(f"{host} is {kind}: {_HINT}")
 
 
-def _check_name(host: str, *, bracketed: bool) -> None:
+def _check_name(host: str) -> None:
     labels = host.rstrip(".").split(".")
     if _NUMBER.fullmatch(labels[-1]):
         # What ends in a number is read as an address by resolvers: 2130706433, 0x7f.1 and 0177.0.0.1 are all 127.0.0.1.
         raise AddressRefused(f"{host} is an address in disguise: write it as four decimal numbers, or {_HINT}")
-    if bracketed or not all(_LABEL.fullmatch(label) for label in labels):
+    if not all(_LABEL.fullmatch(label) for label in labels):
         raise AddressRefused(f"{host} is no name of a host")
     if host.rstrip(".").lower() in _METADATA_NAMES:
         raise AddressRefused(f"{host} is a cloud's metadata service: {_HINT}")

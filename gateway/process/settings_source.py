@@ -99,9 +99,10 @@ def _environment(
 
 
 def _is_service_link(variable: str, content: str) -> bool:
-    if _LINK_PORT.fullmatch(variable):  # GATEWAY_HTTP_PORT is ours, unless a service `gateway-http` made it
-        return _LINK_VALUE.match(content) is not None
-    return _SERVICE_LINK.fullmatch(variable) is not None
+    if _SERVICE_LINK.fullmatch(variable):
+        return True
+    # GATEWAY_HTTP_PORT is ours, unless it was made for a service `gateway-http`; then it holds a URL.
+    return _LINK_PORT.fullmatch(variable) is not None and _LINK_VALUE.match(content) is not None
 
 
 def _table(content: str, variable: str, found: Found) -> Any:
