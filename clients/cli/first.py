@@ -6,8 +6,6 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import peewee
-
 from clients.cli.places import base_url, own_name
 from gateway.client_tokens import NewToken
 from gateway.clock import SystemClock
@@ -52,7 +50,7 @@ def make(db: Database, settings: Settings, *, token_key: bytes) -> FirstSecrets:
     password that nobody has logged in with, and a first token that has made no call.
     """
     given = settings.admin_password.get_secret_value() if settings.admin_password else None
-    _withdraw_untold_password(db)
+    administrators.withdraw_unused_bootstrap(db)
     password = administrators.bootstrap(db, given)
     store = TokenStore(db, token_key=token_key, clock=SystemClock())
     actor = Actor(OPERATOR)
@@ -117,11 +115,3 @@ def as_text(secrets: FirstSecrets, settings: Settings) -> str:
 def _curl(url: str, token: str) -> str:
     body = json.dumps({"model": "demo", "messages": [{"role": "user", "content": "Hello"}]})
     return f"curl {url}/v1/chat/completions -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' -d '{body}'"
-
-
-def _withdraw_untold_password(db: Database) -> None:
-    """Takes away the first administrator whose one-time password nobody has used, for `bootstrap` to make one anew."""
-    row, session = models.Administrator, models.Session
-    used = session.select(peewee.SQL("1")).where(session.administrator_id == row.id)
-    with db.write():
-        row.delete().where(row.username == administrators.FIRST, row.one_time == 1, ~peewee.fn.EXISTS(used)).execute(db)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from peewee import fn
+
 from gateway import sessions
 from gateway.clock import Clock, SystemClock, from_text, to_text
 from gateway.errors import InvalidArgument, Unauthenticated
@@ -68,6 +70,14 @@ def bootstrap(db: Database, password: str | None, *, clock: Clock | None = None)
             after={"username": FIRST, "one_time": one_time is not None},
         )
     return one_time
+
+
+def withdraw_unused_bootstrap(db: Database) -> None:
+    """Takes away the first administrator whose one-time password nobody has used, for `bootstrap` to make one anew."""
+    row, session = models.Administrator, models.Session
+    used = session.select().where(session.administrator_id == row.id)
+    with db.write():
+        row.delete().where(row.username == FIRST, row.one_time == 1, ~fn.EXISTS(used)).execute(db)
 
 
 class AdministratorStore:
