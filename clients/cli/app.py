@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
+from inspect import cleandoc
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -17,6 +18,110 @@ from gateway.process.settings import SettingsError
 # Refusals of a service that are the fault of the command line, and those that pass.
 _USAGE_REASONS = {"INVALID_ARGUMENT"}
 _PASSING_REASONS = {"DATABASE_UNAVAILABLE", "ADMIN_UNAVAILABLE", "AUTH_UNAVAILABLE", "OVERLOADED", "THROTTLED"}
+
+
+# Where each command is and what its help says; the list of all shows the first line. They stand here and not with the commands,
+# as showing them must not load gRPC and the database.
+_COMMANDS = {
+    "up": (
+        "clients.cli.up:up",
+        """Start all services on this machine and keep them running.
+
+        Starts demo, auth, admin and proxy, and starts again what dies. Ctrl-C or SIGTERM stops them in order; once more cuts.
+        The first start makes keys and database, and shows once a password, a client token and a request to try.
+
+        Example: GATEWAY_HTTP_PORT=8081 gateway up
+        """,
+    ),
+    "init": (
+        "clients.cli.init:init",
+        """Make keys, certificates, database, first administrator and first token.
+
+        What is there is left as it is. The first password and token are shown once, on standard output.
+
+        Example: GATEWAY_DATA_DIR=/srv/gateway gateway init
+        """,
+    ),
+    "token": (
+        "clients.cli.tokens:app",
+        """Make client tokens and look after them.
+
+        What is changed holds from the token's next call on.
+
+        Example: gateway token create --name app --max-amount 5 --json
+        """,
+    ),
+    "admin": (
+        "clients.cli.admin:app",
+        """Run the admin service; set administrators' passwords.
+
+        Alone it becomes `python -m services.admin`.
+
+        Example: GATEWAY_ADMIN_LISTEN=0.0.0.0:50052 gateway admin
+        """,
+    ),
+    "auth": (
+        "clients.cli.services:auth",
+        """Run the auth service: the ledger, over gRPC.
+
+        Becomes `python -m services.auth`.
+
+        Example: GATEWAY_AUTH_LISTEN=0.0.0.0:50051 gateway auth
+        """,
+    ),
+    "proxy": (
+        "clients.cli.services:proxy",
+        """Run the proxy: the HTTP edge.
+
+        Becomes `python -m services.proxy`.
+
+        Example: GATEWAY_HTTP_PORT=8081 gateway proxy
+        """,
+    ),
+    "demo": (
+        "clients.cli.services:demo",
+        """Run the demo provider: an OpenAI-dialect server that needs no key.
+
+        Becomes `python -m services.demo`.
+
+        Example: GATEWAY_DEMO_PACE=20 gateway demo
+        """,
+    ),
+    "check": (
+        "clients.cli.check:check",
+        """Look for faults in settings, keys, disk, database and ports.
+
+        Changes nothing. Warnings do not count as faults.
+
+        Example: gateway check --json
+        """,
+    ),
+    "health": (
+        "clients.cli.health:health",
+        """Ask services of this machine whether they are ready.
+
+        Exit code 0: all that were asked; 1: not all. As a container's health check: gateway health proxy.
+
+        Example: gateway health --all
+        """,
+    ),
+    "reconcile": (
+        "clients.cli.host:reconcile",
+        """Prove that every token's books add up: spent, held, counted.
+
+        Exit code 1, with what differs, when they do not. Services may run meanwhile.
+
+        Example: gateway reconcile --json
+        """,
+    ),
+    "migrate": (
+        "clients.cli.host:migrate",
+        """Bring the database to this release's schema and prices, and load those of gateway.toml.
+
+        Example: gateway migrate
+        """,
+    ),
+}
 
 
 def build() -> App:
@@ -30,20 +135,8 @@ def build() -> App:
         default_parameter=Parameter(negative=(), show_default=False),
         help_format="plaintext",
     )
-    for name, path, text in (
-        ("up", "clients.cli.up:up", "Start all services on this machine and keep them running."),
-        ("init", "clients.cli.init:init", "Make keys, certificates, database, first administrator and first token."),
-        ("token", "clients.cli.tokens:app", "Make client tokens and look after them."),
-        ("admin", "clients.cli.admin:app", "The admin service, and administrators' passwords."),
-        ("auth", "clients.cli.services:auth", "Run the auth service."),
-        ("proxy", "clients.cli.services:proxy", "Run the proxy."),
-        ("demo", "clients.cli.services:demo", "Run the demo provider."),
-        ("check", "clients.cli.check:check", "Look for faults in settings, keys, disk and database."),
-        ("health", "clients.cli.health:health", "Ask whether services are ready."),
-        ("reconcile", "clients.cli.host:reconcile", "Prove that the books add up."),
-        ("migrate", "clients.cli.host:migrate", "Bring the database to this release's schema."),
-    ):
-        app.command(path, name=name, help=text)
+    for name, (path, text) in _COMMANDS.items():
+        app.command(path, name=name, help=cleandoc(text))
     return app
 
 

@@ -28,8 +28,6 @@ def check(*, json: Json = False) -> int:
     """Look for faults in settings, keys, disk, database and ports. Exit code 0: none; 1: some; 2: the settings cannot be read.
 
     Changes nothing. Warnings do not count as faults.
-
-    Example: gateway check --json
     """
     try:
         settings = load_settings(os.environ)

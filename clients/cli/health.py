@@ -37,10 +37,7 @@ def health(
     timeout: Annotated[float, Parameter(help="Seconds that a service has to answer.")] = 3.0,
     json: Json = False,
 ) -> int:
-    """Ask services whether they are ready. Exit code 0: all of them; 1: not all.
-
-    Example: gateway health proxy
-    """
+    """Ask services whether they are ready. Exit code 0: all of them; 1: not all."""
     if service is not None and all_:
         raise Failure("give a service or --all, not both", code=USAGE, reason="usage")
     settings = load_settings(os.environ)

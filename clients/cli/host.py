@@ -74,10 +74,7 @@ def settle_token_key(db: Database, path: Path) -> tuple[bytes, bool]:
 
 
 def migrate(*, json: Json = False) -> None:
-    """Bring the database to this release's schema, and load its prices and those of gateway.toml.
-
-    Example: gateway migrate --json
-    """
+    """Bring the database to this release's schema, and load its prices and those of gateway.toml."""
     settings = load_settings(os.environ)
     os.umask(0o077)
     with opened(settings) as db:
@@ -89,10 +86,7 @@ def migrate(*, json: Json = False) -> None:
 
 
 def reconcile(*, json: Json = False) -> int:
-    """Prove that every token's books add up: spent, held, counted. Exit code 1, with what differs, when they do not.
-
-    Example: gateway reconcile
-    """
+    """Prove that every token's books add up: spent, held, counted. Exit code 1, with what differs, when they do not."""
     settings = load_settings(os.environ)
     with opened(settings) as db:
         require_current(db)

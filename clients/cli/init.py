@@ -23,8 +23,6 @@ def init(
     """Make what is missing: keys, certificates, database, first administrator, first client token.
 
     What it finds it leaves as it is. The first password and token are shown once, on standard output.
-
-    Example: GATEWAY_DATA_DIR=/srv/gateway gateway init
     """
     settings = load_settings(os.environ)
     with keys.data_directory(settings):

@@ -6,24 +6,15 @@ from clients.cli.__main__ import become
 
 
 def auth() -> None:
-    """Run the auth service: the ledger, over gRPC. Becomes `python -m services.auth`.
-
-    Example: GATEWAY_AUTH_LISTEN=0.0.0.0:50051 gateway auth
-    """
+    """Run the auth service: the ledger, over gRPC. Becomes `python -m services.auth`."""
     become("auth")
 
 
 def proxy() -> None:
-    """Run the proxy: the HTTP edge. Becomes `python -m services.proxy`.
-
-    Example: GATEWAY_HTTP_PORT=8081 gateway proxy
-    """
+    """Run the proxy: the HTTP edge. Becomes `python -m services.proxy`."""
     become("proxy")
 
 
 def demo() -> None:
-    """Run the demo provider: an OpenAI-dialect server that needs no key. Becomes `python -m services.demo`.
-
-    Example: GATEWAY_DEMO_PACE=20 gateway demo
-    """
+    """Run the demo provider: an OpenAI-dialect server that needs no key. Becomes `python -m services.demo`."""
     become("demo")

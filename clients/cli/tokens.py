@@ -175,7 +175,7 @@ def _switch(token: str, *, enabled: bool, as_json: bool) -> None:
 def _show(token: pb.Token, *, as_json: bool, secret: str = "", warnings: list[str] | None = None) -> None:
     if as_json:
         shown = token_to_json(token, secret)
-        tell_json(shown | {"warnings": warnings} if warnings else shown)
+        tell_json(shown if warnings is None else shown | {"warnings": warnings})
     else:
         fields(token_to_fields(token, secret))
 
@@ -191,7 +191,7 @@ def _reading() -> Iterator[None]:
     """Turns what cannot be read into a fault of the command line."""
     try:
         yield
-    except ValueError as fault:
+    except (ValueError, ArithmeticError) as fault:  # a date beyond the year 9999 overflows
         raise Failure(str(fault), code=USAGE, reason="usage") from None
 
 

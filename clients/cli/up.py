@@ -36,8 +36,6 @@ def up(*, json: Json = False) -> int:
     """Start all services on this machine: demo, auth, admin, proxy. Ctrl-C or SIGTERM stops them in order.
 
     The first start makes keys and database, and shows once a password, a client token and a request to try.
-
-    Example: GATEWAY_HTTP_PORT=8081 gateway up
     """
     settings = load_settings(os.environ)
     configure(settings.log_level, settings.log_format, "up")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from google.protobuf.timestamp_pb2 import Timestamp
+from datetime import UTC, datetime
+from typing import Any, Literal
 
 from gateway.money import CURRENCY, to_json_number, to_units
 from gateway.stubs.admin.v1 import tokens_pb2 as pb
@@ -25,11 +24,11 @@ def token_to_json(token: pb.Token, secret: str = "") -> dict[str, Any]:
     if secret:
         shown["token"] = secret
     return shown | {
-        "display_hint": token.display_hint or None,
+        "display_hint": token.display_hint,
         "weak": token.weak,
         "allowed_models": list(token.allowed_models),
         "enabled": token.enabled,
-        "status": _STATUS.get(token.status),
+        "status": _STATUS.get(token.status, ""),
         "expires_at": _moment(token, "expires_at"),
         "max_amount": to_json_number(token.max_amount_nanos) if token.HasField("max_amount_nanos") else None,
         "budget_mode": _MODE_NAMES.get(token.budget_mode, "strict"),
@@ -41,8 +40,8 @@ def token_to_json(token: pb.Token, secret: str = "") -> dict[str, Any]:
         "completion_tokens": token.completion_tokens,
         "total_tokens": token.prompt_tokens + token.completion_tokens,
         "request_count": token.request_count,
-        "customer": token.customer or None,
-        "remark": token.remark or None,
+        "customer": token.customer,
+        "remark": token.remark,
         "created_at": _moment(token, "created_at"),
         "last_used_at": _moment(token, "last_used_at"),
         "version": token.version,
@@ -101,7 +100,9 @@ def budget(token: pb.Token) -> str:
     return f"{amount(token.max_amount_nanos)}{soft}"
 
 
-def _moment(token: pb.Token, name: str) -> str | None:
-    """A time as RFC 3339 text, None where it is absent."""
-    moment: Timestamp = getattr(token, name)
-    return moment.ToJsonString() if token.HasField(name) else None  # type: ignore[arg-type]  # the name is one of the message's
+def _moment(token: pb.Token, name: Literal["expires_at", "created_at", "last_used_at"]) -> str | None:
+    """A time as ISO text in UTC, None where it is absent."""
+    if not token.HasField(name):
+        return None
+    moment: datetime = getattr(token, name).ToDatetime(tzinfo=UTC)
+    return moment.isoformat().replace("+00:00", "Z")
