@@ -73,6 +73,12 @@ class Meter:
         if not self.response_model and isinstance(chunk.model, str):
             self.response_model = chunk.model[:256]
 
+    def count_fragment(self, body: bytes) -> None:
+        """Counts the beginning of a whole completion that broke off."""
+        _, found, text = body.partition(b'"content":')
+        if found:
+            self._texts.append(text.decode("utf-8", "ignore"))
+
     def _flush(self) -> None:
         self._counted += tokens_of("".join(self._texts))
         self._texts = []
@@ -160,7 +166,13 @@ class StreamMeter(Meter):
             and bytes(chunk.usage) not in {b"", b"null"}
         )
 
-    @property
-    def rest(self) -> bytes:
-        """An event that was begun and not ended."""
-        return self._splitter.rest
+    def end(self) -> bytes:
+        """Takes the end of the bytes: gives what passes on of an event that no blank line ended, and may set `last`."""
+        rest = self._splitter.rest
+        payload = data_of(rest) if rest else None
+        if payload is None:
+            return rest
+        if payload.strip() == DONE:
+            self.last = rest
+            return b""
+        return b"" if self._look(payload) else rest

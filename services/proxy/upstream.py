@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 import aiohttp
@@ -17,6 +17,7 @@ from aiohttp.payload import Payload
 from yarl import URL
 
 from gateway.process.addresses import AddressRefused, check_resolved
+from services.proxy.unpacking import Unpacker, UnpackError
 
 KEEPALIVE = 15.0
 """Seconds that an idle connection is kept."""
@@ -83,8 +84,8 @@ class Reply(Protocol):
     status: int
     headers: Mapping[str, str]
 
-    def chunks(self) -> AsyncIterator[bytes]:
-        """The body's bytes as they come. Raises BrokenOff."""
+    async def read(self) -> bytes:
+        """The next bytes of the body as they come; empty at its end. Raises BrokenOff."""
         ...
 
     async def finish(self) -> None:
@@ -107,20 +108,30 @@ class Upstream(Protocol):
 class _HttpReply:
     """A reply by aiohttp."""
 
-    __slots__ = ("_response", "headers", "status")
+    __slots__ = ("_response", "_unpacker", "headers", "status")
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
         self.status = response.status
         self.headers: Mapping[str, str] = response.headers
+        encoding = response.headers.get("Content-Encoding")
+        self._unpacker = Unpacker(encoding) if encoding is not None else None
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        content = self._response.content
+    async def read(self) -> bytes:
         try:
-            while data := await content.readany():
-                yield data
+            if self._unpacker is None:
+                return await self._response.content.readany()
+            while not (piece := self._unpacker.take()):
+                data = await self._response.content.readany()
+                if not data:
+                    self._unpacker.end()
+                    break
+                self._unpacker.feed(data)
         except (aiohttp.ClientError, OSError) as error:
             raise BrokenOff(_describe(error), late=isinstance(error, TimeoutError)) from error
+        except UnpackError as error:
+            raise BrokenOff(str(error)) from error
+        return piece
 
     async def finish(self) -> None:
         content, left = self._response.content, LEFTOVER

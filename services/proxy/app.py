@@ -1,0 +1,188 @@
+"""The edge itself: every request from its arrival to its answer, and what becomes of errors."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Literal, Protocol
+
+import structlog
+from aiohttp import web
+
+from gateway.errors import GatewayError, MethodNotAllowed
+from gateway.ids import uuid7
+from gateway.process.settings import Settings
+from services.proxy import errors, routes
+from services.proxy.answers import json_answer
+from services.proxy.attempts import Attempts
+from services.proxy.body import Pool
+from services.proxy.books import Auth, Outbox
+from services.proxy.chat import Chat
+from services.proxy.credentials import Strangers
+from services.proxy.exchange import Exchange
+from services.proxy.gate import Gate
+from services.proxy.metrics import EdgeMetrics
+from services.proxy.models_route import ModelsRoute
+from services.proxy.providers.base import ProviderRefused
+from services.proxy.providers.registry import Registry
+from services.proxy.relay import Relay
+from services.proxy.server import answer_early
+from services.proxy.token_routes import TokenRoutes
+from services.proxy.upstream import Upstream
+
+_log = structlog.get_logger(__name__)
+
+
+class Admin(Protocol):
+    """Answers everything under `/admin` and `/auth`."""
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The answer."""
+        ...
+
+
+class App:
+    """Answers requests.
+
+    budget_status: what stands for 402, by setting.
+    """
+
+    def __init__(
+        self,
+        *,
+        auth: Auth,
+        outbox: Outbox,
+        chat: Chat,
+        models: ModelsRoute,
+        tokens: TokenRoutes,
+        admin: Admin,
+        metrics: EdgeMetrics,
+        budget_status: Literal[402, 429] = 402,
+    ) -> None:
+        self._auth = auth
+        self._outbox = outbox
+        self._admin = admin
+        self._metrics = metrics
+        self._budget_status = budget_status
+        self.closing = False
+        """Whether the proxy is about to stop: it is not ready, and connections end with their answers."""
+        self.open_requests = 0
+        readable = {"GET": self._health, "HEAD": self._health}
+        ready = {"GET": self._readiness, "HEAD": self._readiness}
+        self._table = routes.Table(
+            {
+                routes.CHAT: {"POST": chat.handle},
+                routes.MODELS: {"GET": models.index},
+                routes.TOKEN_USAGE: {"GET": tokens.usage},
+                routes.TOKEN_BALANCE: {"GET": tokens.balance},
+                routes.HEALTH: readable,
+                routes.READINESS: ready,
+                routes.ROOT: {"HEAD": self._root},
+            },
+            model={"GET": models.get},
+            admin=self._to_admin,
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Whether a call that comes now can be answered."""
+        return not self.closing and self._auth.ready and self._outbox.writable
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The answer to a request. Never raises but when the caller goes away."""
+        clock = asyncio.get_running_loop().time
+        exchange = Exchange(request, uuid7(), clock(), request.remote or "")
+        reason = "client_closed"
+        status = 499  # nobody gets it: the log's word for a caller who went away
+        self.open_requests += 1
+        try:
+            response, reason = await self._answer(exchange)
+            status = response.status
+            if not response.prepared:
+                response.headers.update(exchange.headers())
+                if self.closing:
+                    response.force_close()
+                if not request.content.is_eof():
+                    await answer_early(request, response)
+            return response
+        finally:
+            self.open_requests -= 1
+            now = clock()
+            self._metrics.request(status, now - exchange.arrived)
+            _log.info("request", **exchange.log_fields(status, reason, now))
+
+    async def _answer(self, exchange: Exchange) -> tuple[web.StreamResponse, str]:
+        """The answer, and the reason where it is a refusal."""
+        request = exchange.request
+        try:
+            handler = self._table.find(request.method, request.raw_path.partition("?")[0])
+            return await handler(exchange), ""
+        except MethodNotAllowed as error:
+            if request.method == "OPTIONS":
+                return web.Response(status=204, headers={"Allow": error.metadata["allow"], "Server": errors.SERVER_NAME}), ""
+            return errors.answer(error, headers={"Allow": error.metadata["allow"]}), error.reason
+        except ProviderRefused as refusal:
+            return _relayed(refusal), f"PROVIDER_{refusal.relayed.status}"
+        except GatewayError as error:
+            return errors.answer(error, budget_status=self._budget_status), error.reason
+        except ConnectionError:
+            raise
+        except Exception as error:
+            _log.exception("request_failed", request_id=exchange.request_id, error=type(error).__name__)
+            return errors.answer(error), GatewayError.reason
+
+    async def _to_admin(self, exchange: Exchange) -> web.StreamResponse:
+        return await self._admin.handle(exchange.request)
+
+    async def _health(self, _: Exchange) -> web.StreamResponse:
+        return json_answer({"status": "ok"})
+
+    async def _readiness(self, _: Exchange) -> web.StreamResponse:
+        parts = {"auth": self._auth.ready, "outbox": self._outbox.writable, "stopping": self.closing}
+        return json_answer({"status": "ready" if self.ready else "not ready", **parts}, status=200 if self.ready else 503)
+
+    async def _root(self, _: Exchange) -> web.StreamResponse:
+        return web.Response(status=200, headers={"Server": errors.SERVER_NAME})
+
+
+def _relayed(refusal: ProviderRefused) -> web.Response:
+    """A provider's refusal as the caller gets it."""
+    relayed = refusal.relayed
+    response = json_answer({"error": relayed.error}, status=relayed.status)
+    if relayed.retry_after is not None:
+        response.headers["Retry-After"] = str(max(1, round(relayed.retry_after)))
+        response.headers["retry-after-ms"] = str(round(relayed.retry_after * 1000))
+    return response
+
+
+def make_app(
+    settings: Settings,
+    *,
+    auth: Auth,
+    outbox: Outbox,
+    registry: Registry,
+    upstream: Upstream,
+    admin: Admin,
+    relay: Relay,
+    metrics: EdgeMetrics,
+) -> App:
+    """The edge of these parts."""
+    gate = Gate(auth=auth, outbox=outbox, strangers=Strangers())
+    chat = Chat(
+        gate=gate,
+        outbox=outbox,
+        registry=registry,
+        attempts=Attempts(upstream=upstream),
+        relay=relay,
+        body_limit=settings.body_limit,
+        pool=Pool(settings.body_pool),
+    )
+    return App(
+        auth=auth,
+        outbox=outbox,
+        chat=chat,
+        models=ModelsRoute(gate=gate, registry=registry),
+        tokens=TokenRoutes(gate=gate),
+        admin=admin,
+        metrics=metrics,
+        budget_status=settings.budget_status,
+    )

@@ -1,0 +1,101 @@
+"""Which providers may serve a model, in which order."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+
+from gateway.patterns import matches
+from gateway.process.settings_tables import ModelSettings, ProviderSettings
+from gateway.stubs.auth.v1 import auth_pb2 as pb
+from services.proxy.providers import demo, openai
+from services.proxy.providers.base import Alias, Provider, Target
+from services.proxy.providers.keys import resolve_keys
+
+MOST_CANDIDATES = 16
+_REMEMBERED = 4096
+
+
+class Registry:
+    """The providers and the aliases.
+
+    providers: in the order of the configuration. choose: a number from 0 up to, not including, the one given; for the weights.
+    """
+
+    def __init__(
+        self,
+        providers: Sequence[Provider],
+        aliases: Sequence[Alias] = (),
+        *,
+        choose: Callable[[float], float] = lambda total: random.random() * total,  # noqa: S311 - spreads load
+    ) -> None:
+        self.providers = tuple(providers)
+        self._aliases = {alias.name: alias for alias in aliases}
+        self._choose = choose
+        self._served: dict[str, tuple[Target, ...]] = {}
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """The names of the gateway's own."""
+        return tuple(self._aliases)
+
+    def route(self, model: str) -> list[Target]:
+        """Where a call for this model may go, the first choice first; empty: nobody serves it."""
+        alias = self._aliases.get(model)
+        targets = list(self._serving(model)) if alias is None else self._weighted(alias)
+        if len(targets) > 1:
+            targets.sort(key=lambda target: target.provider.rests)  # stable: those that rest come last
+        return targets[:MOST_CANDIDATES]
+
+    def _serving(self, model: str) -> tuple[Target, ...]:
+        known = self._served.get(model)
+        if known is None:
+            serving = [provider for provider in self.providers if matches(model, provider.patterns)]
+            real = [provider for provider in serving if provider.kind != demo.KIND]
+            if real and model == demo.OWN:  # the demo model itself never goes to a server that costs money
+                real = [provider for provider in serving if provider.kind == demo.KIND] or real
+            known = tuple(Target(provider, model) for provider in real or serving)
+            if len(self._served) >= _REMEMBERED:
+                self._served.clear()
+            self._served[model] = known
+        return known
+
+    def _weighted(self, alias: Alias) -> list[Target]:
+        """The targets with the first drawn by weight, the others behind it in their order."""
+        targets = [target for target, _ in alias.targets]
+        left = self._choose(float(sum(weight for _, weight in alias.targets)))
+        for index, (_, weight) in enumerate(alias.targets):
+            left -= weight
+            if left < 0:
+                return [targets[index], *targets[:index], *targets[index + 1 :]]
+        return targets
+
+    def models(self) -> list[pb.ProviderModels]:
+        """Each provider's patterns, for the list of models, without what the demo provider only stands in for."""
+        real = {pattern for provider in self.providers if provider.kind != demo.KIND for pattern in provider.patterns}
+        return [
+            pb.ProviderModels(
+                provider=provider.name,
+                patterns=[p for p in provider.patterns if provider.kind != demo.KIND or p == demo.OWN or p not in real],
+            )
+            for provider in self.providers
+        ]
+
+
+def build_registry(
+    providers: Sequence[ProviderSettings],
+    models: Sequence[ModelSettings],
+    *,
+    environ: Mapping[str, str],
+    clock: Callable[[], float],
+) -> Registry:
+    """The registry from the settings. Raises KeyMissing when a key that they name is not there."""
+    built = {
+        settings.name: openai.build(settings, resolve_keys(settings.name, settings.api_keys, environ), clock=clock)
+        for settings in providers
+    }
+    aliases = [
+        Alias(model.name, [(Target(built[target.provider], target.model), target.weight) for target in model.targets])
+        for model in models
+    ]
+    return Registry(list(built.values()), aliases)

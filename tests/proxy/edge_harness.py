@@ -1,0 +1,258 @@
+"""The edge on loopback between a caller, a scripted provider, and fakes of auth and outbox that behave."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from gateway.errors import (
+    AuthUnavailable,
+    GatewayError,
+    ModelNotAllowed,
+    OutboxUnavailable,
+    TokenDisabled,
+    TokenUnknown,
+    UnboundedRequest,
+)
+from gateway.patterns import matches
+from gateway.pricing import Rates, cost_nanos
+from gateway.process.settings import Settings
+from gateway.process.settings_tables import ModelSettings, ProviderSettings
+from gateway.stubs.auth.v1 import auth_pb2 as pb
+from services.proxy.app import App, make_app
+from services.proxy.metrics import EdgeMetrics
+from services.proxy.providers.registry import build_registry
+from services.proxy.relay import Relay
+from services.proxy.server import EdgeServer
+from services.proxy.upstream import HttpUpstream
+from tests.fakes.provider import Provider
+
+TOKEN = "sk-test-token-of-the-tests"
+KEY = "sk-provider-key-0123456789abcdefghij"
+RATES = '{"input":"1","output":"2"}'
+
+
+@dataclass
+class Token:
+    """A client token at the fake auth."""
+
+    models: tuple[str, ...] = ()
+    enabled: bool = True
+    soft: bool = False
+
+
+class FakeAuth:
+    """Judges tokens and models, remembers what it admitted. `limit`: the output limit that every grant carries."""
+
+    def __init__(self) -> None:
+        self.tokens = {TOKEN: Token()}
+        self.admitted: dict[str, pb.ValidateTokenRequest] = {}
+        self.looks: list[pb.ValidateTokenRequest] = []
+        self.limit: int | None = None
+        self.ready = True
+        self.away = False
+        self.hold_answers: asyncio.Event | None = None
+        self.refusal: GatewayError | None = None
+
+    async def validate(self, request: pb.ValidateTokenRequest, *, arrived: float) -> pb.Grant:
+        if self.hold_answers is not None:
+            await self.hold_answers.wait()
+        if self.away:
+            raise AuthUnavailable("The auth service did not answer in time.", retry_after=1.0)
+        token = self.tokens.get(request.token)
+        if token is None:
+            raise TokenUnknown("unknown")
+        if not token.enabled:
+            raise TokenDisabled("This token is switched off.")
+        if request.request_model and not matches(request.request_model, token.models):
+            raise ModelNotAllowed("This token is not for this model.")
+        if request.unbounded_features and not token.soft:
+            raise UnboundedRequest("This request has no upper bound: " + ", ".join(request.unbounded_features))
+        if not request.request_id:
+            self.looks.append(request)
+            return pb.Grant(token_id=7)
+        if self.refusal is not None:
+            raise self.refusal
+        self.admitted[request.request_id] = request
+        prices = [
+            pb.CandidatePrice(provider=c.provider, model=c.model, price_id=1, rates_json=RATES) for c in request.candidates
+        ]
+        return pb.Grant(token_id=7, max_output_tokens=self.limit, held_nanos=1, prices=prices)
+
+    async def token_usage(self, token: str, client_ip: str, details: bool) -> pb.GetTokenUsageResponse:
+        if token not in self.tokens:
+            raise TokenUnknown("unknown")
+        return pb.GetTokenUsageResponse(
+            token_id=7, status="active", prompt_tokens=3, completion_tokens=4, total_tokens=7, amount_spent_nanos=12_500_000_000
+        )
+
+    async def list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
+        if request.token not in self.tokens:
+            raise TokenUnknown("unknown")
+        names = [pb.Model(name=name, provider="gateway") for name in request.names]
+        served = [
+            pb.Model(name=pattern, provider=provider.provider)
+            for provider in request.providers
+            for pattern in provider.patterns
+            if "*" not in pattern
+        ]
+        return pb.ListModelsResponse(models=sorted([*names, *served], key=lambda model: model.name))
+
+
+class FakeOutbox:
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.settlements: list[pb.RecordUsageRequest] = []
+        self.noted: list[pb.RecordUsageRequest] = []
+        self.writable = True
+        self.appended = asyncio.Event()
+        self.on_append: Callable[[pb.RecordUsageRequest], None] = lambda settlement: None
+
+    def opened(self, request_id: str, token_key: bytes) -> None:
+        if not self.writable:
+            raise OutboxUnavailable("usage cannot be written down", retry_after=1.0)
+        self.calls.append(request_id)
+
+    def progress(self, request_id: str, usage: pb.RecordUsageRequest) -> None:
+        self.noted.append(usage)
+
+    def append(self, settlement: pb.RecordUsageRequest, token_key: bytes) -> None:
+        assert len(token_key) == 16
+        self.settlements.append(settlement)
+        self.appended.set()
+        self.on_append(settlement)
+
+    def of(self, request_id: str) -> list[pb.RecordUsageRequest]:
+        return [settlement for settlement in self.settlements if settlement.request_id == request_id]
+
+
+class NoAdmin:
+    """Stands where the admin routes are."""
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        return web.json_response({"admin": request.raw_path})
+
+
+@dataclass
+class Edge:
+    """The running edge."""
+
+    app: App
+    server: EdgeServer
+    auth: FakeAuth
+    outbox: FakeOutbox
+    provider: Provider
+    url: str
+    port: int
+    session: aiohttp.ClientSession
+    extra: dict[str, object] = field(default_factory=dict)
+
+    def headers(self, **more: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {TOKEN}", **more}
+
+    def post(self, body: object, *, raw: bytes | None = None, **headers: str) -> aiohttp.client._RequestContextManager:
+        data = raw if raw is not None else json.dumps(body).encode()
+        return self.session.post(f"{self.url}/v1/chat/completions", data=data, headers=self.headers(**headers))
+
+    def get(self, path: str, **headers: str) -> aiohttp.client._RequestContextManager:
+        return self.session.get(self.url + path, headers=self.headers(**headers))
+
+    async def raw(self, data: bytes, *, until: float = 3.0) -> bytes:
+        """Sends bytes over a connection of its own and gives all that comes back until the edge closes, or the time is over."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        answer = b""
+        try:
+            writer.write(data)
+            async with asyncio.timeout(until):
+                while part := await reader.read(65536):
+                    answer += part
+        except (TimeoutError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+        return answer
+
+    async def settled(self, count: int = 1) -> pb.RecordUsageRequest:
+        """Waits until there are so many settlements; gives the last."""
+        async with asyncio.timeout(5):
+            while len(self.outbox.settlements) < count:
+                self.outbox.appended.clear()
+                await self.outbox.appended.wait()
+        assert len(self.outbox.settlements) == count
+        return self.outbox.settlements[-1]
+
+
+def chat(model: str = "mock", prompt: str = "Hello there", **more: object) -> dict[str, object]:
+    return {"model": model, "messages": [{"role": "user", "content": prompt}], **more}
+
+
+def items(settlement: pb.RecordUsageRequest) -> dict[str, int]:
+    return {item.unit: item.count for item in settlement.usage}
+
+
+def cost(settlement: pb.RecordUsageRequest) -> int:
+    return cost_nanos(items(settlement), Rates.from_json(RATES))
+
+
+@asynccontextmanager
+async def running_edge(
+    *,
+    providers: list[ProviderSettings] | None = None,
+    models: tuple[ModelSettings, ...] = (),
+    connections: int = 1000,
+    tmp_path: Path = Path(),
+    upstream_timeouts: tuple[float, float, float] = (1.0, 2.0, 1.0),
+    **settings: object,
+) -> AsyncIterator[Edge]:
+    """The edge with one openai-compatible provider `mock`, behind it the scripted one."""
+    async with Provider() as provider:
+        if providers is None:
+            providers = [
+                ProviderSettings(
+                    name="mock",
+                    kind="openai-compatible",
+                    base_url=provider.base_url,
+                    api_keys=(KEY,),
+                    models=["mock*", "gpt-*"],
+                )
+            ]
+        built = Settings(**{"data_dir": str(tmp_path), **settings})  # type: ignore[arg-type]
+        clock = asyncio.get_running_loop().time
+        auth, outbox = FakeAuth(), FakeOutbox()
+        connect, first_byte, idle = upstream_timeouts
+        upstream = HttpUpstream(connect=connect, first_byte=first_byte, idle=idle, allowed={})
+        await upstream.start()
+        relay = Relay(on_hangup=built.on_hangup)
+        app = make_app(
+            built,
+            auth=auth,
+            outbox=outbox,
+            registry=build_registry(providers, models, environ={}, clock=clock),
+            upstream=upstream,
+            admin=NoAdmin(),
+            relay=relay,
+            metrics=EdgeMetrics(CollectorRegistry()),
+        )
+        server = EdgeServer(app.handle, most=connections)
+        runner = web.ServerRunner(server)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        url = f"http://127.0.0.1:{site.port}"
+        async with aiohttp.ClientSession(auto_decompress=False) as session:
+            try:
+                yield Edge(app, server, auth, outbox, provider, url, site.port, session)
+            finally:
+                await relay.close(1.0)
+                await runner.cleanup()
+                await upstream.close()
