@@ -94,6 +94,14 @@ class Database(peewee.SqliteDatabase):
         connection: sqlite3.Connection = self.connection()  # type: ignore[no-untyped-call] # peewee's stub
         return connection
 
+    def is_reachable(self) -> bool:
+        """Whether the database answers. It is only read: a look a second must not lock out who writes by hand."""
+        try:
+            self.query("SELECT 1 FROM meta LIMIT 1")
+        except DatabaseUnavailable:
+            return False
+        return True
+
     def checkpoint(self, *, truncate: bool = False) -> bool:
         """Moves the WAL into the database file; with `truncate`, empties the WAL too. For one thread of one process only.
 

@@ -156,14 +156,6 @@ class Ledger:
             events, self._events = self._events, Counter()
         return events
 
-    def is_reachable(self) -> bool:
-        """Whether the database answers. It is only read: a look a second must not lock out who writes by hand."""
-        try:
-            self._db.query("SELECT 1 FROM meta LIMIT 1")
-        except DatabaseUnavailable:
-            return False
-        return True
-
     def close(self) -> None:
         """Writes what waits, moves the write-ahead log into the database, and ends the writer's thread."""
         self._writer.run(self._checkpoint)

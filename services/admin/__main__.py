@@ -7,7 +7,7 @@ import sys
 from contextlib import closing
 
 from gateway.clock import SystemClock
-from gateway.errors import DatabaseUnavailable, GatewayError
+from gateway.errors import GatewayError
 from gateway.process import logs, token_key
 from gateway.process.lifecycle import serve_until_signal
 from gateway.process.probes import start_probes
@@ -15,7 +15,6 @@ from gateway.process.settings import SettingsError, load_settings
 from gateway.rpc.identity import Identity, IdentityError
 from gateway.rpc.server import BindError, bind
 from gateway.storage import waiting
-from gateway.storage.database import Database
 from gateway.storage.installation import claim_token_key
 from services.admin.app import make_server
 
@@ -34,18 +33,9 @@ def main() -> None:
             server = make_server(db=db, identity=identity, token_key=key, clock=SystemClock())
             bind(server, settings.admin_listen, identity)
             with start_probes(settings.admin_metrics_address, lambda: server.serving):
-                serve_until_signal(server, lame_duck=settings.lame_duck, drain=settings.drain, ready=lambda: _can_read(db))
+                serve_until_signal(server, lame_duck=settings.lame_duck, drain=settings.drain, ready=db.is_reachable)
     except (SettingsError, IdentityError, BindError, GatewayError, OSError) as error:
         sys.exit(f"admin: {error}")
-
-
-def _can_read(db: Database) -> bool:
-    """Whether the database answers now."""
-    try:
-        db.query("SELECT 1 FROM meta LIMIT 1")
-    except DatabaseUnavailable:
-        return False
-    return True
 
 
 if __name__ == "__main__":

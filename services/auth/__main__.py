@@ -44,7 +44,7 @@ def main() -> None:
             server = make_server(db=db, ledger=ledger, denials=denials, identity=identity, token_key=key, clock=clock)
             bind(server, settings.auth_listen, identity)
             with start_probes(settings.auth_metrics_address, lambda: server.serving):
-                serve_until_signal(server, lame_duck=settings.lame_duck, drain=settings.drain, ready=ledger.is_reachable)
+                serve_until_signal(server, lame_duck=settings.lame_duck, drain=settings.drain, ready=db.is_reachable)
     except (SettingsError, IdentityError, BindError, GatewayError, OSError) as error:
         sys.exit(f"auth: {error}")
 
