@@ -65,7 +65,9 @@ class App:
         self._budget_status = budget_status
         self.closing = False
         """Whether the proxy is about to stop: it is not ready, and connections end with their answers."""
-        self.open_requests = 0
+        self._open = 0
+        self._nothing_open = asyncio.Event()
+        self._nothing_open.set()
         readable = {"GET": self._health, "HEAD": self._health}
         ready = {"GET": self._readiness, "HEAD": self._readiness}
         self._table = routes.Table(
@@ -87,13 +89,22 @@ class App:
         """Whether a call that comes now can be answered."""
         return not self.closing and self._auth.ready and self._outbox.writable
 
+    def close(self) -> None:
+        """Notes that the proxy is about to stop."""
+        self.closing = True
+
+    async def idle(self) -> None:
+        """Returns when no request is open."""
+        await self._nothing_open.wait()
+
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """The answer to a request. Never raises but when the caller goes away."""
         clock = asyncio.get_running_loop().time
         exchange = Exchange(request, uuid7(), clock(), request.remote or "")
         reason = "client_closed"
         status = 499  # nobody gets it: the log's word for a caller who went away
-        self.open_requests += 1
+        self._open += 1
+        self._nothing_open.clear()
         try:
             response, reason = await self._answer(exchange)
             status = response.status
@@ -105,7 +116,9 @@ class App:
                     await answer_early(request, response)
             return response
         finally:
-            self.open_requests -= 1
+            self._open -= 1
+            if not self._open:
+                self._nothing_open.set()
             now = clock()
             self._metrics.request(status, now - exchange.arrived)
             _log.info("request", **exchange.log_fields(status, reason, now))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from urllib.parse import urlsplit
 
 from gateway.patterns import matches
 from gateway.process.settings_tables import ModelSettings, ProviderSettings
@@ -80,6 +81,15 @@ class Registry:
             )
             for provider in self.providers
         ]
+
+
+def allowed_hosts(providers: Sequence[ProviderSettings]) -> dict[str, bool]:
+    """For each provider's host whether it may be at any address."""
+    hosts: dict[str, bool] = {}
+    for provider in providers:
+        host = urlsplit(provider.base_url).hostname or ""
+        hosts[host] = hosts.get(host, True) and provider.allow_address
+    return hosts
 
 
 def build_registry(

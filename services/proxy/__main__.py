@@ -1,0 +1,120 @@
+"""`python -m services.proxy`: the edge as a process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import socket
+import sys
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from gateway.errors import GatewayError
+from gateway.ids import uuid7
+from gateway.process import logs
+from gateway.process.lifecycle import install_signals, stop_when_told
+from gateway.process.probes import start_probes
+from gateway.process.settings import Settings, SettingsError, load_settings
+from gateway.rpc.channel import aio_channel
+from gateway.rpc.identity import Identity, IdentityError
+from services.proxy.admin_http import AdminRoutes
+from services.proxy.app import make_app
+from services.proxy.auth_client import AuthClient
+from services.proxy.metrics import EdgeMetrics
+from services.proxy.outbox import Outbox
+from services.proxy.providers.keys import KeyMissing
+from services.proxy.providers.registry import allowed_hosts, build_registry
+from services.proxy.relay import Relay
+from services.proxy.server import EdgeServer
+from services.proxy.upstream import HttpUpstream
+
+BACKLOG = 1024
+LAST_SECONDS = 5.0
+"""Seconds for what is left when all calls have ended, or were cut: the last settlements, and draining answers."""
+
+_log = logs.get_logger(__name__)
+
+
+def main() -> None:
+    """Serves until a signal; exits with one line on standard error where it cannot start."""
+    try:
+        settings = load_settings(os.environ)
+        logs.configure(settings.log_level, settings.log_format, "proxy")
+        identity = Identity.load(settings.identity_dir_for("proxy"))
+        _runner()(serve(settings, identity, os.environ))
+    except (SettingsError, IdentityError, KeyMissing, GatewayError, OSError) as error:
+        sys.exit(f"proxy: {error}")
+
+
+async def serve(settings: Settings, identity: Identity, environ: Mapping[str, str]) -> None:
+    """Serves until a signal. Waits for nobody: an auth or admin that is away is told of call by call."""
+    loop = asyncio.get_running_loop()
+    signals = install_signals(loop)
+    proxy_id, metrics = uuid7(), CollectorRegistry()
+    registry = build_registry(settings.providers, settings.models, environ=environ, clock=loop.time)
+    outbox = Outbox.open(settings.outbox_dir, proxy_id=proxy_id, registry=metrics)
+    auth_channel = aio_channel(settings.auth_address, identity, "auth")
+    admin_channel = aio_channel(settings.admin_address, identity, "admin")
+    auth = AuthClient(channel=auth_channel, outbox=outbox, proxy_id=proxy_id, host=socket.gethostname())
+    upstream = HttpUpstream(
+        connect=settings.upstream_connect_timeout,
+        first_byte=settings.upstream_first_byte_timeout,
+        idle=settings.upstream_idle_timeout,
+        allowed=allowed_hosts(settings.providers),
+    )
+    relay = Relay(on_hangup=settings.on_hangup)
+    app = make_app(
+        settings,
+        auth=auth,
+        outbox=outbox,
+        registry=registry,
+        upstream=upstream,
+        admin=AdminRoutes(channel=admin_channel),
+        relay=relay,
+        metrics=EdgeMetrics(metrics),
+    )
+    runner = web.ServerRunner(EdgeServer(app.handle, most=_connections(settings.max_connections)), shutdown_timeout=1.0)
+    await upstream.start()
+    await auth.start()
+    await runner.setup()
+    site = web.TCPSite(runner, settings.http_host, settings.http_port, backlog=BACKLOG)
+    await site.start()
+    _log.info("serving", host=settings.http_host, port=site.port, proxy_id=proxy_id)
+    with start_probes(settings.proxy_metrics_address, lambda: app.ready, registry=metrics):
+        await stop_when_told(
+            signals, lame_duck=settings.lame_duck, drain=settings.drain, not_ready=app.close, close=site.stop, idle=app.idle
+        )
+        await runner.cleanup()
+        await relay.close(0.0 if signals.cut.is_set() else LAST_SECONDS)
+        await outbox.close(LAST_SECONDS)
+        await auth.close()
+        await upstream.close()
+        await auth_channel.close()
+        await admin_channel.close()
+    signals.close()
+
+
+def _connections(wanted: int) -> int:
+    """How many connections of applications there can be: each may need another one upstream, and files need some."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, (soft - 64) // 2))
+
+
+def _runner() -> Callable[[Coroutine[Any, Any, None]], None]:
+    """What runs the loop: uvloop where the platform has it."""
+    try:
+        import uvloop  # noqa: PLC0415 - absent on some platforms
+    except ImportError:
+        return asyncio.run
+    return uvloop.run
+
+
+if __name__ == "__main__":
+    main()
