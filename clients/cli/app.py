@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -11,7 +10,7 @@ from inspect import cleandoc
 
 from cyclopts import App, CycloptsError, Parameter
 
-from clients.cli.output import EXIT_CODES, FAULT, INTERRUPTED, OK, UNAVAILABLE, USAGE, Failure, fail
+from clients.cli.output import EXIT_CODES, FAULT, INTERRUPTED, OK, UNAVAILABLE, USAGE, Failure, fail, nobody_reads, styled
 from gateway.errors import GatewayError
 from gateway.process.settings import SettingsError
 
@@ -130,7 +129,7 @@ def build() -> App:
         name="gateway",
         help="Client tokens with models, budgets and an off switch, between your applications and the AI providers.",
         help_epilogue=EXIT_CODES,
-        help_formatter="default" if sys.stdout.isatty() else "plain",
+        help_formatter="default" if styled() else "plain",
         version=lambda: version("gateway-zero"),
         default_parameter=Parameter(negative=(), show_default=False),
         help_format="plaintext",
@@ -145,7 +144,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         result = build()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        nobody_reads()
         return OK
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -35,6 +35,11 @@ class Failure(Exception):
         self.reason = reason
 
 
+def styled() -> bool:
+    """Whether output may have colours and other styles: on a terminal, unless NO_COLOR says otherwise."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
 def tell(text: str) -> None:
     """Prints lines to standard output, at once."""
     print(text, flush=True)
@@ -48,6 +53,11 @@ def tell_json(value: Mapping[str, Any]) -> None:
 def warn(text: str) -> None:
     """Prints a line to standard error."""
     print(f"gateway: {text}", file=sys.stderr, flush=True)
+
+
+def nobody_reads() -> None:
+    """Sends standard output nowhere, after its reader went away: what is still in the buffer would raise again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(failure: Failure, *, as_json: bool) -> int:
@@ -69,10 +79,10 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from rich.table import Table  # noqa: PLC0415 - same
     from rich.text import Text  # noqa: PLC0415 - same
 
-    drawn = Table(*headings, box=None, pad_edge=False, header_style="bold")
+    drawn = Table(*headings, box=None, pad_edge=False, header_style="bold" if styled() else "")
     for row in rows:
         drawn.add_row(*(Text(_plain(cell)) for cell in row))
-    Console(no_color="NO_COLOR" in os.environ).print(drawn)
+    Console(no_color=not styled()).print(drawn)
 
 
 def fields(pairs: Mapping[str, str]) -> None:

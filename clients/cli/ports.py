@@ -11,12 +11,24 @@ from gateway.process.settings import Settings
 
 def listeners(settings: Settings) -> dict[str, str]:
     """Where the services of this machine listen, `host:port` by the variable that sets it."""
-    return {
+    wanted = {
         "GATEWAY_HTTP_PORT": f"{settings.http_host}:{settings.http_port}",
         "GATEWAY_AUTH_LISTEN": settings.auth_listen,
         "GATEWAY_ADMIN_LISTEN": settings.admin_listen,
         "GATEWAY_DEMO_LISTEN": settings.demo_listen,
+        "GATEWAY_AUTH_METRICS_ADDRESS": settings.auth_metrics_address,
+        "GATEWAY_ADMIN_METRICS_ADDRESS": settings.admin_metrics_address,
+        "GATEWAY_PROXY_METRICS_ADDRESS": settings.proxy_metrics_address,
     }
+    return {variable: listen for variable, listen in wanted.items() if listen is not None}
+
+
+def free_port(host: str) -> int:
+    """A port of this address that nobody listens on at this moment."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    with socket.socket(family, kind, protocol) as candidate:
+        candidate.bind(address)
+        return int(candidate.getsockname()[1])
 
 
 def port_fault(listen: str) -> str | None:

@@ -59,7 +59,7 @@ class Supervisor:
     """Starts commands, starts again those that die, stops them in order.
 
     commands: in the order in which they start; they stop in `stop_order` (names).
-    environ: the children's environment.
+    environ: the children's environment; kept as `environ`.
     patience: seconds that a child has to end after SIGTERM before it is killed.
     """
 
@@ -73,7 +73,7 @@ class Supervisor:
     ) -> None:
         self._children = {command.name: _Child(command) for command in commands}
         self._stop_order = tuple(stop_order)
-        self._environ = dict(environ)
+        self.environ = dict(environ)
         self._patience = patience
         self._signals = 0
         self._wake_read = -1
@@ -160,7 +160,7 @@ class Supervisor:
 
     def _launch(self, child: _Child) -> None:
         child.due = None
-        child.process = spawn(child.command.arguments, self._environ)
+        child.process = spawn(child.command.arguments, self.environ)
 
     def _reap(self, child: _Child) -> None:
         """Notices a child that ended; decides whether and when it starts again."""

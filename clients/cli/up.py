@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from clients.cli.__main__ import command
-from clients.cli.output import FAULT, Failure, Json, tell, tell_json
+from clients.cli.output import FAULT, Failure, Json, nobody_reads, tell, tell_json
 from clients.cli.places import base_url, own_name, reachable
-from clients.cli.ports import listeners, port_fault
+from clients.cli.ports import free_port, listeners, port_fault
 from clients.cli.supervisor import Command, Supervisor, spawn
 from gateway.process.logs import configure, get_logger
 from gateway.process.settings import Settings, load_settings
@@ -37,7 +37,11 @@ def up(*, json: Json = False) -> int:
 
     The first start makes keys and database, and shows once a password, a client token and a request to try.
     """
-    settings = load_settings(os.environ)
+    environ = dict(os.environ)
+    settings = load_settings(environ)
+    if settings.http_port == 0:  # chosen once, so that it stays what was told when the proxy starts again
+        environ["GATEWAY_HTTP_PORT"] = str(free_port(settings.http_host))
+        settings = load_settings(environ)
     configure(settings.log_level, settings.log_format, "up")
     os.umask(0o077)
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -46,12 +50,15 @@ def up(*, json: Json = False) -> int:
         supervisor = Supervisor(
             [Command(name, tuple(command(name))) for name in START_ORDER],
             stop_order=STOP_ORDER,
-            environ=os.environ,
+            environ=environ,
             patience=settings.lame_duck + settings.drain + MARGIN,
         )
         with supervisor.signals_taken():
-            code = _run(supervisor, settings, as_json=json)
-            return code or supervisor.stop()
+            try:
+                code = _run(supervisor, settings, as_json=json)
+            finally:
+                stopped = supervisor.stop()
+    return code or stopped
 
 
 def _run(supervisor: Supervisor, settings: Settings, *, as_json: bool) -> int:
@@ -64,17 +71,21 @@ def _run(supervisor: Supervisor, settings: Settings, *, as_json: bool) -> int:
     supervisor.start()
     _wait_until_ready(supervisor, settings)
     if not supervisor.told_to_stop:
-        _tell(supervisor, settings, jsonlib.loads(prepared.stdout or b"{}"), as_json=as_json)
+        try:
+            _tell(supervisor, settings, jsonlib.loads(prepared.stdout or b"{}"), as_json=as_json)
+        except BrokenPipeError:  # nobody reads: the services run all the same, and the secrets wait for somebody who does
+            nobody_reads()
+            _log.warning("nobody_reads_standard_output")
     while not supervisor.told_to_stop:
         supervisor.turn(3600.0)
     return 0
 
 
 def _tell(supervisor: Supervisor, settings: Settings, prepared: dict[str, Any], *, as_json: bool) -> None:
-    """Says where it listens; on the first start, the secrets.
+    """Says where it listens; on the first start, the secrets; else how to make a token.
 
-    `gateway init` makes them and writes them to our standard output itself, so they pass through no other process, and are made
-    only when there is somebody to tell.
+    `gateway init` makes the secrets and writes them to our standard output itself, so they pass through no other process, and
+    are made only when there is somebody to tell.
     """
     url = base_url(settings)
     if as_json:
@@ -95,7 +106,7 @@ def _cli(name: str) -> list[str]:
 
 def _aside(supervisor: Supervisor, arguments: Sequence[str], *, capture: bool) -> subprocess.CompletedProcess[bytes]:
     """Runs a short command to its end while the children are looked after. What it prints must fit into a pipe (64 KiB)."""
-    process = spawn(arguments, os.environ, stdout=subprocess.PIPE if capture else None)
+    process = spawn(arguments, supervisor.environ, stdout=subprocess.PIPE if capture else None)
     while process.poll() is None:
         supervisor.turn(1.0)
     output = process.stdout.read() if process.stdout else b""

@@ -247,6 +247,27 @@ def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[st
     assert all(f"  {command}: " in listed for command in commands if " " not in command)
 
 
+@pytest.mark.parametrize("command", [["health", "demo", "--timeout", "0.2"], ["--help"], ["token", "create", "--help"]])
+def test_a_terminal_gets_styles_unless_no_color_is_set(fresh: Stack, command: list[str]) -> None:
+    shown = {}
+    for no_color in (False, True):
+        ours, theirs = os.openpty()
+        environment = {key: value for key, value in fresh.environment.items() if key != "NO_COLOR"} | {"TERM": "xterm-256color"}
+        environment |= {"NO_COLOR": "1"} if no_color else {}
+        subprocess.run(
+            [sys.executable, "-m", "clients.cli", *command], cwd=REPOSITORY, env=environment, stdout=theirs, check=False
+        )
+        os.close(theirs)
+        shown[no_color] = b""
+        try:
+            while data := os.read(ours, 4096):
+                shown[no_color] += data
+        except OSError:  # the end, as Linux tells it
+            os.close(ours)
+    assert b"\x1b[" in shown[False]
+    assert b"\x1b[" not in shown[True]
+
+
 def test_help_loads_neither_grpc_nor_the_database() -> None:
     script = "import sys; from clients.cli.app import run; run(['--help']); print(*sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
