@@ -1,32 +1,54 @@
-"""Logs: one JSON object a line on standard error, or coloured text where a person looks on.
+"""Logs: one JSON object a line on standard error, or text for people where a terminal is.
 
-Whatever an event holds, it stays one valid line. Values whose name says that they are secret are never written.
+Whatever an event holds, it stays one valid line. Secrets are not for logs: whoever logs leaves them out. Should one slip in,
+what `log_values.py` knows as a secret, by its name or its shape, is hidden.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Final, Literal, TextIO
+from weakref import WeakSet
 
 import structlog
 from structlog.contextvars import bind_contextvars, merge_contextvars, unbind_contextvars
 
+from gateway.process.log_values import clean, hide, to_json
+
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["json", "console"]
 
-MAX_VALUE: Final = 2_000
-MAX_STACK: Final = 16_000
-"""The longest text that an event keeps, and the longest stack trace; the rest is cut."""
+_METHODS: Final = ("debug", "info", "warning", "error", "exception")
 
-_SECRET_WORDS: Final = ("password", "secret", "authorization", "cookie", "api_key", "apikey", "session_token", "private_key")
-_SECRET_NAMES: Final = frozenset({"token", "key", "plain", "credential", "credentials", "bearer"})
-_HIDDEN: Final = "[hidden]"
-_MAX_DEPTH: Final = 6
 
-Logger = structlog.typing.FilteringBoundLogger
+class Logger:
+    """The logger of a module. Its methods take the event and, by keyword, its facts.
 
+    What is below the level costs next to nothing.
+    """
+
+    debug: Callable[..., Any]
+    info: Callable[..., Any]
+    warning: Callable[..., Any]
+    error: Callable[..., Any]
+    exception: Callable[..., Any]
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.configured()
+        _loggers.add(self)
+
+    def configured(self) -> None:
+        """Takes over what `configure` has set up."""
+        # Bound once, as structlog's own lazy loggers would put themselves together anew for every line.
+        bound = structlog.get_logger(module=self._name).bind()
+        for method in _METHODS:
+            setattr(self, method, getattr(bound, method))
+
+
+_loggers: WeakSet[Logger] = WeakSet()
 _debugging = False
 
 
@@ -46,13 +68,13 @@ def configure(level: Level, format: Format | None, service: str, *, stream: Text
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _service(service),
     ]
-    ending: list[structlog.typing.Processor] = [structlog.processors.format_exc_info, _clean]
+    ending: list[structlog.typing.Processor] = [structlog.processors.format_exc_info]
     if (format or ("console" if target.isatty() else "json")) == "json":
-        ending.append(structlog.processors.JSONRenderer(sort_keys=False, ensure_ascii=True, default=_text))
+        ending.append(_json)
     else:
         # Plain, as the handsome stack traces show the values of variables, and so secrets.
         plain = structlog.dev.plain_traceback
-        ending.append(structlog.dev.ConsoleRenderer(colors=target.isatty(), exception_formatter=plain))
+        ending += [_cleaned, structlog.dev.ConsoleRenderer(colors=target.isatty(), exception_formatter=plain), _hidden]
     _configure_structlog([*common, *ending], number, stream)
     handler = logging.StreamHandler(target)
     handler.setFormatter(
@@ -67,15 +89,14 @@ def configure(level: Level, format: Format | None, service: str, *, stream: Text
     root.setLevel(max(number, logging.WARNING))
 
 
-def debugging() -> bool:
-    """Whether `debug` lines are written, for the places where making one would cost too much."""
-    return _debugging
-
-
 def get_logger(name: str) -> Logger:
-    """The logger of a module; `name` stands in its lines."""
-    logger: Logger = structlog.get_logger(module=name)
-    return logger
+    """The logger of a module; `name` stands in its lines. Good before and after `configure`."""
+    return Logger(name)
+
+
+def debugging() -> bool:
+    """Whether `debug` lines are written, for the places where gathering their facts would cost too much."""
+    return _debugging
 
 
 def bind(**values: object) -> None:
@@ -96,69 +117,43 @@ def _service(name: str) -> structlog.typing.Processor:
     return add
 
 
-def _clean(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    return {
-        _text(key): (
-            _safe(value, 0, MAX_STACK)
-            if key in {"exception", "stack"}
-            else _HIDDEN
-            if _is_secret(_text(key)) and value
-            else _safe(value, 0, MAX_VALUE)
-        )
-        for key, value in event.items()
-    }
+def _json(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> str:
+    return to_json(event)
 
 
-def _safe(value: Any, depth: int, limit: int) -> Any:
-    """A value that JSON can hold, cut where it is too long or too deep."""
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, int):
-        return (
-            value if -(2**63) <= value < 2**64 else _cut(str(value), limit) if value.bit_length() < 10_000 else "[huge number]"
-        )
-    if isinstance(value, float):
-        return value if value - value == 0 else str(value)  # NaN and infinity are no JSON
-    if isinstance(value, Mapping) and depth < _MAX_DEPTH:
-        return {
-            _text(key): _HIDDEN if _is_secret(_text(key)) and item else _safe(item, depth + 1, limit)
-            for key, item in list(value.items())[:100]
-        }
-    if isinstance(value, (list, tuple, set, frozenset)) and depth < _MAX_DEPTH:
-        return [_safe(item, depth + 1, limit) for item in list(value)[:100]]
-    return _cut(_text(value), limit)
+def _cleaned(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    return clean(event)
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode("utf-8")
-    try:
-        return str(value).encode("utf-8", "replace").decode("utf-8")
-    except Exception as error:  # whatever a foreign __str__ raises, the line is written
-        return f"[unprintable {type(value).__name__}: {type(error).__name__}]"
-
-
-def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
-
-
-def _is_secret(name: str) -> bool:
-    lowered = name.lower()
-    return lowered in _SECRET_NAMES or any(word in lowered for word in _SECRET_WORDS)
+def _hidden(_logger: Any, _method: str, event: Any) -> str:
+    return hide(str(event))
 
 
 def _configure_structlog(processors: list[structlog.typing.Processor], number: int, stream: TextIO | None) -> None:
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=lambda *_: structlog.WriteLogger(stream if stream is not None else sys.stderr),
+        logger_factory=lambda *_: _Lines(stream),
         cache_logger_on_first_use=False,
     )
+    for logger in list(_loggers):
+        logger.configured()
+
+
+class _Lines:
+    """Writes lines, each in one piece."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    def msg(self, line: str) -> None:
+        """Writes one line to what is standard error at this moment, unless it has a stream of its own."""
+        stream = self._stream if self._stream is not None else sys.stderr
+        stream.write(f"{line}\n")
+        stream.flush()
+
+    debug = info = warning = error = exception = critical = msg
 
 
 # Before `configure`, and in programs that never call it: warnings only, as JSON.
-_configure_structlog(
-    [structlog.processors.add_log_level, structlog.processors.format_exc_info, _clean, structlog.processors.JSONRenderer()],
-    logging.WARNING,
-    None,
-)
+_configure_structlog([structlog.processors.add_log_level, structlog.processors.format_exc_info, _json], logging.WARNING, None)
