@@ -128,6 +128,16 @@ def test_links_between_documents_lead_somewhere():
     assert broken == []
 
 
+def test_the_files_that_the_architecture_names_are_there():
+    names = set(re.findall(r"`([a-z_/0-9]+\.py)`", read("architecture.md")))
+    files = {
+        str(path.relative_to(DOCS.parent))
+        for top in ("gateway", "services", "tests")
+        for path in (DOCS.parent / top).rglob("*.py")
+    }
+    assert [name for name in sorted(names) if not any(file == name or file.endswith("/" + name) for file in files)] == []
+
+
 if __name__ == "__main__":
     print("\n".join([*settings_rows(), "", *(row for name in TABLES for row in [name, *table_rows(name)])]))
     print("\n".join(map(error_row, every_error())))
