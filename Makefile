@@ -8,16 +8,23 @@ BIN := $(VENV)/bin
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(VENV)/.installed: pyproject.toml requirements.lock
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# What the services need, and nothing else: the first start is not to wait for linters.
+$(VENV)/.runtime: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit("Gateway Zero needs Python 3.11 to 3.14; this is %s. Set PYTHON=python3.x" % sys.version.split()[0] if not (3, 11) <= sys.version_info[:2] <= (3, 14) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(PIP) --require-hashes --only-binary :all: -r requirements.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-setup: $(VENV)/.installed ## make .venv with everything in it
+$(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
+	$(PIP) --require-hashes --only-binary :all: -r requirements-dev.lock
+	@touch $@
 
-run: setup ## start all services on this machine, with SQLite in data/
+setup: $(VENV)/.dev ## make .venv with everything in it
+
+run: $(VENV)/.runtime ## start all services on this machine, with SQLite in data/
 	@exec $(BIN)/gateway up
 
 test: setup ## run the tests
@@ -45,5 +52,8 @@ types: setup ## mypy, strict
 bench: setup ## our CPU a request beside a bare relay's, in one run
 	$(BIN)/python -m benchmarks.load
 
-lock: ## write requirements.lock anew from pyproject.toml (needs uv)
-	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --quiet --exclude-newer "$$(date -u -d "7 days ago" +%F)" --output-file requirements.lock
+COMPILE := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet
+
+lock: ## write the lock files anew from pyproject.toml (needs uv); nothing younger than a week
+	$(COMPILE) --group build --exclude-newer "$$(date -u -d '7 days ago' +%F)" --output-file requirements.lock
+	$(COMPILE) --group build --group dev --constraints requirements.lock --exclude-newer "$$(date -u -d '7 days ago' +%F)" --output-file requirements-dev.lock
