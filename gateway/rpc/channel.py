@@ -31,8 +31,8 @@ OPTIONS: Final[tuple[Option, ...]] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     # round_robin keeps a connection to every address that the name has, and opens it anew without waiting for a call.
     ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
-    # A retry of gRPC's own would be a second call that nobody decided on.
-    ("grpc.enable_retries", 0),
+    # Nothing but this decides how calls are made. No policy of retries: gRPC repeats only what no server has seen.
+    ("grpc.service_config_disable_resolution", 1),
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),
 )

@@ -10,6 +10,7 @@ import grpc.aio
 import pytest
 
 from gateway.rpc import channel as channels
+from gateway.rpc import server as servers
 from gateway.rpc.channel import aio_channel, sync_channel
 from gateway.rpc.identity import Identity
 from gateway.rpc.server import bind
@@ -72,6 +73,23 @@ def test_a_quiet_channel_is_kept_by_the_server(
         time.sleep(4.5)  # four pings; there is no event for a GOAWAY that does not come
         assert set(changes) <= {grpc.ChannelConnectivity.READY}
         assert "too_many_pings" not in capfd.readouterr().err
+    finally:
+        running.close()
+
+
+def test_no_call_fails_when_a_connection_grows_old(identities: dict[str, Identity], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers end connections after a while, so that their clients look for new replicas."""
+    options = dict(servers.OPTIONS) | {"grpc.max_connection_age_ms": 100}
+    monkeypatch.setattr(servers, "OPTIONS", tuple(options.items()))
+    running = Loopback(identities["auth"])
+    try:
+        stub = auth_pb2_grpc.AuthServiceStub(running.channel(identities["proxy"]))
+        peers = set()
+        running.auth.beat = lambda request, context: peers.add(context.peer())
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            stub.Beat(auth_pb2.BeatRequest(), timeout=5)
+        assert len(peers) > 3
     finally:
         running.close()
 
