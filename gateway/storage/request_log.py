@@ -148,7 +148,8 @@ def _conditions(wanted: RequestFilter, token_ids: tuple[int, ...]) -> tuple[list
         where.append("r.token_id = ?")
         parameters.append(token_id)
     if wanted.model:
-        where.append("r.request_model = ?")
+        # A token's calls are fewer than a model's: `|| ''` keeps the walk over the model's away.
+        where.append("r.request_model || '' = ?" if token_ids else "r.request_model = ?")
         parameters.append(wanted.model)
     if wanted.state:
         if wanted.state not in STATES:

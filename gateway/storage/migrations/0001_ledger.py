@@ -112,7 +112,8 @@ CREATE TABLE requests (
 CREATE INDEX requests_token ON requests (token_id, request_id);
 CREATE INDEX requests_model ON requests (request_model, request_id);
 CREATE INDEX requests_settled ON requests (settled_at, request_id) WHERE settled_at IS NOT NULL;
-CREATE INDEX requests_unusual ON requests (state, request_id) WHERE state IN ('released', 'expired');
+CREATE INDEX requests_released ON requests (request_id) WHERE state = 'released';
+CREATE INDEX requests_expired ON requests (request_id) WHERE state = 'expired';
 CREATE INDEX requests_untimed ON requests (request_id) WHERE substr(request_id, 15, 1) <> '7';
 CREATE INDEX requests_open ON requests (proxy_id, request_id) WHERE state = 'admitted';
 
