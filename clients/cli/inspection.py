@@ -85,13 +85,14 @@ def data_directory(settings: Settings) -> Iterator[Finding]:
 
 def file_system(settings: Settings) -> Iterator[Finding]:
     """Refuses network file systems for the database and the outbox."""
-    kind = _file_system_of(settings.data_dir)
-    if kind is None:
-        yield Finding(WARNING, "file system", "its kind cannot be read on this system: it must be a local disk")
-    elif kind in _NETWORK_FILE_SYSTEMS or kind.startswith("fuse."):
-        yield Finding(FAULT, "file system", f"{settings.data_dir} is on {kind}: SQLite loses data there; use a local disk")
-    else:
-        yield Finding(OK, "file system", f"{kind}, local")
+    for directory in dict.fromkeys((settings.data_dir, _database_path(settings).parent, settings.outbox_dir)):
+        kind = _file_system_of(directory)
+        if kind is None:
+            yield Finding(WARNING, "file system", f"that of {directory} cannot be told on this system: it must be a local disk")
+        elif kind in _NETWORK_FILE_SYSTEMS or kind.startswith("fuse."):
+            yield Finding(FAULT, "file system", f"{directory} is on {kind}, where data gets lost: use a local disk")
+        else:
+            yield Finding(OK, "file system", f"{directory} is on {kind}, local")
 
 
 def disk_speed(settings: Settings) -> Iterator[Finding]:
@@ -138,7 +139,7 @@ def database(settings: Settings) -> Iterator[Finding]:
         yield Finding(WARNING, "SQLite", f"{text}: let nothing but the gateway checkpoint its database")
     else:
         yield Finding(OK, "SQLite", sqlite3.sqlite_version)
-    path = Path(unquote(urlsplit(settings.database_url).path[1:]))
+    path = _database_path(settings)
     if not path.is_file():
         yield Finding(FAULT, "database", f"there is no database at {path}: run `gateway init`")
         return
@@ -206,6 +207,11 @@ def ports(settings: Settings) -> Iterator[Finding]:
             yield Finding(OK, variable, f"{listen} is free")
         else:
             yield Finding(WARNING, variable, f"{listen}: {fault}; fine if that is the gateway itself (`gateway health --all`)")
+
+
+def _database_path(settings: Settings) -> Path:
+    """The file of the SQLite database."""
+    return Path(unquote(urlsplit(settings.database_url).path[1:]))
 
 
 def _secret_files(settings: Settings) -> list[Path]:
