@@ -1,4 +1,4 @@
-"""A small gRPC server of both contracts on loopback, for what `gateway.rpc` puts around every servicer."""
+"""A gRPC server of both contracts on loopback, the lines that were logged, settings from texts: what tests here share."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,6 +17,7 @@ import structlog
 
 from gateway.errors import Unauthenticated
 from gateway.process import logs
+from gateway.process.settings import Settings, SettingsError, load_settings
 from gateway.rpc.access import AccessTable, Rule, methods_of, principal
 from gateway.rpc.channel import sync_channel
 from gateway.rpc.identity import Identity, issue
@@ -177,3 +179,40 @@ def log_lines(logs_as_before: None) -> LogLines:
     stream = io.StringIO()
     logs.configure("debug", "json", "test", stream=stream)
     return lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+Load = Callable[..., Settings]
+Faults = Callable[..., list[str]]
+
+PROVIDER = """
+[[providers]]
+name = "local"
+kind = "openai-compatible"
+base_url = "http://127.0.0.1:11434/v1"
+models = ["llama-*"]
+"""
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    """Settings from the text of a gateway.toml and variables, given without their GATEWAY_."""
+
+    def from_text(config: str = "", **variables: str) -> Settings:
+        file = tmp_path / "gateway.toml"
+        file.write_text(config)
+        return load_settings({"GATEWAY_CONFIG": str(file), **{f"GATEWAY_{name}": value for name, value in variables.items()}})
+
+    return from_text
+
+
+@pytest.fixture
+def faults(load: Load, tmp_path: Path) -> Faults:
+    """The faults of such settings, with the file's path shortened."""
+
+    def of(config: str = "", **variables: str) -> list[str]:
+        with pytest.raises(SettingsError) as caught:
+            load(config, **variables)
+        assert str(caught.value) == "\n".join(caught.value.faults)
+        return [fault.replace(str(tmp_path / "gateway.toml"), "gateway.toml") for fault in caught.value.faults]
+
+    return of
