@@ -179,7 +179,7 @@ def make_app(
     metrics: EdgeMetrics,
 ) -> App:
     """The edge of these parts."""
-    gate = Gate(auth=auth, outbox=outbox, strangers=Strangers())
+    gate = Gate(auth=auth, strangers=Strangers())
     chat = Chat(
         gate=gate,
         outbox=outbox,

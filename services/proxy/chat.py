@@ -102,7 +102,7 @@ class Chat:
             user_agent=readable(exchange.request.headers.get("User-Agent", "")[:200]),
         )
         key = token_key(token)
-        grant = await self._gate.admit(request, exchange.arrived, key)
+        grant = await self._gate.admit(request, exchange.arrived)
         bound.thin()
         ticket = Ticket(
             request_id=exchange.request_id,

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-
-from gateway.errors import AuthUnavailable, TokenUnknown
+from gateway.errors import TokenUnknown
 from gateway.stubs.auth.v1 import auth_pb2 as pb
-from services.proxy.books import Auth, Outbox
+from services.proxy.books import Auth
 from services.proxy.credentials import Strangers
 
 
 class Gate:
     """Asks auth, and counts the addresses that present unknown tokens.
 
-    auth: the auth service. outbox: takes the release of a call whose admission nobody waits for.
+    auth: the auth service, which takes back an admission that nobody waits for any more.
     """
 
-    def __init__(self, *, auth: Auth, outbox: Outbox, strangers: Strangers) -> None:
+    def __init__(self, *, auth: Auth, strangers: Strangers) -> None:
         self._auth = auth
-        self._outbox = outbox
         self._strangers = strangers
 
     async def look(self, token: str, address: str, arrived: float, model: str = "") -> None:
@@ -30,27 +27,12 @@ class Gate:
             self._strangers.note(address)
             raise
 
-    async def admit(self, request: pb.ValidateTokenRequest, arrived: float, token_key: bytes) -> pb.Grant:
-        """Admits a call. Raises the refusal.
-
-        When the caller goes away meanwhile, or auth does not answer in time, the admission may still come to be: it is
-        released, and auth remembers that should the admission come later.
-        """
+    async def admit(self, request: pb.ValidateTokenRequest, arrived: float) -> pb.Grant:
+        """Admits a call. Raises the refusal. Auth's client withdraws an admission that nobody waits for any more."""
         try:
             return await self._auth.validate(request, arrived=arrived)
         except TokenUnknown:
             self._strangers.note(request.client_ip)
-            raise
-        except (asyncio.CancelledError, AuthUnavailable):
-            self._outbox.append(
-                pb.RecordUsageRequest(
-                    request_id=request.request_id,
-                    outcome=pb.OUTCOME_RELEASED,
-                    source=pb.USAGE_SOURCE_NONE,
-                    error_code="not_sent",
-                ),
-                token_key,
-            )
             raise
 
     async def usage(self, token: str, address: str, *, details: bool) -> pb.GetTokenUsageResponse:

@@ -1,0 +1,303 @@
+"""The proxy's side of auth: gathers the calls that wait at one moment into batches, and fails closed.
+
+A validation leaves with whatever else waits, and takes the pending settlements of its tokens along, so that a caller who makes
+one call after another never meets his own hold. Nobody waits longer than a second; an admission that nobody waits for any more
+is withdrawn through the outbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import grpc
+
+from gateway.errors import AuthUnavailable, GatewayError, Overloaded
+from gateway.process.logs import get_logger
+from gateway.rpc.status import from_reason, from_status
+from gateway.stubs.auth.v1 import auth_pb2 as pb
+from gateway.stubs.auth.v1 import auth_pb2_grpc
+from services.proxy.outbox import SETTLEMENTS_PER_BATCH, Outbox, token_key
+from services.proxy.refusals import grant_of, refusal_of
+
+PATIENCE: Final = 1.0  # seconds from a call's arrival until it is told that auth is away
+RPC_TIMEOUT: Final = 0.8
+MOST_WAITING: Final = 2_000
+VALIDATIONS_PER_BATCH: Final = 64
+BATCHES_IN_FLIGHT: Final = 2
+BEAT_INTERVAL: Final = 5.0
+PROBE_INTERVAL: Final = 2.0  # so that `ready` tells within 5 s that auth hangs
+_RETRY: Final = 0.05
+_SETTLE_TIMEOUT: Final = 5.0
+_AGAIN: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
+_UNAVAILABLE: Final = grpc.StatusCode.UNAVAILABLE.value[0]
+
+_log = get_logger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """A call that waits for its decision."""
+
+    request: pb.ValidateTokenRequest
+    token_key: bytes
+    deadline: float
+    answer: asyncio.Future[pb.Grant]
+    timer: asyncio.TimerHandle | None = field(default=None)
+    sent: bool = False
+    """Whether auth may have seen it."""
+
+
+class AuthClient:
+    """Asks auth, over one channel, on behalf of every call of this process.
+
+    outbox: gives the settlements that travel along, and takes the withdrawals. proxy_id: this life of this process.
+    host: where it runs, for people.
+    """
+
+    def __init__(self, *, channel: grpc.aio.Channel, outbox: Outbox, proxy_id: str, host: str) -> None:
+        self._channel = channel
+        self._stub = auth_pb2_grpc.AuthServiceStub(channel)
+        self._outbox = outbox
+        self._beat = pb.BeatRequest(proxy_id=proxy_id, host=host[:200])
+        self._proxy_id = proxy_id
+        self._queue: deque[_Waiting] = deque()
+        self._waiting = 0
+        self._in_flight = 0
+        self._pump_due = False
+        self._answering = False
+        self._answered_at = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Begins to beat and lets the outbox settle."""
+        self._outbox.start(self._settle)
+        self._run(self._keep_beating())
+        self._run(self._keep_probing())
+
+    async def close(self) -> None:
+        """Stops; whoever still waits is told that auth is away."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for waiting in self._queue:
+            self._give_up(waiting)
+
+    @property
+    def ready(self) -> bool:
+        """Whether auth answers: the last RPC came back, and the connection stands."""
+        return self._answering and self._channel.get_state() is grpc.ChannelConnectivity.READY
+
+    async def validate(self, request: pb.ValidateTokenRequest, *, arrived: float) -> pb.Grant:
+        """Decides one call; without a request id it only looks.
+
+        arrived: the loop's time at which the call came. Raises the Refusal of a denial, AuthUnavailable a second after the
+        arrival, Overloaded when 2,000 are waiting.
+        """
+        if self._waiting >= MOST_WAITING:
+            raise Overloaded("Too many calls are waiting to be checked. Try again in a moment.", retry_after=1.0)
+        loop = asyncio.get_running_loop()
+        if request.request_id:
+            request.proxy_id = self._proxy_id
+        waiting = _Waiting(request, token_key(request.token), arrived + PATIENCE, loop.create_future())
+        waiting.timer = loop.call_at(waiting.deadline, self._give_up, waiting)
+        self._waiting += 1
+        self._queue.append(waiting)
+        self._pump_soon()
+        try:
+            return await waiting.answer
+        except asyncio.CancelledError:
+            # The decision may already be there, and the caller gone before he could take it.
+            decided = waiting.answer
+            if not decided.done() or decided.cancelled() or decided.exception() is None:
+                self._withdraw(waiting)
+            raise
+        finally:
+            self._waiting -= 1
+            waiting.timer.cancel()
+
+    async def token_usage(self, token: str, client_ip: str, details: bool) -> pb.GetTokenUsageResponse:
+        """A token's books. Raises TokenUnknown, AuthUnavailable."""
+        request = pb.GetTokenUsageRequest(token=token, client_ip=client_ip, details=details)
+        with self._faults():
+            return await self._stub.GetTokenUsage(request, timeout=RPC_TIMEOUT)
+
+    async def list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
+        """The models that a token may use. Raises the Refusal of a denial, AuthUnavailable."""
+        with self._faults():
+            response = await self._stub.ListModels(request, timeout=RPC_TIMEOUT)
+        if response.HasField("denial"):
+            raise refusal_of(response.denial)
+        return response
+
+    # -- batches -------------------------------------------------------------------------------------------------------------
+
+    def _pump_soon(self) -> None:
+        """Has what waits sent after this turn of the loop, so that all calls of one turn travel together."""
+        if not self._pump_due:
+            self._pump_due = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pump_due = False
+        while self._queue and self._in_flight < BATCHES_IN_FLIGHT:
+            batch: list[_Waiting] = []
+            while self._queue and len(batch) < VALIDATIONS_PER_BATCH:
+                waiting = self._queue.popleft()
+                if not waiting.answer.done():  # who left meanwhile is not asked for
+                    batch.append(waiting)
+            if batch:
+                self._in_flight += 1
+                self._run(self._send(batch))
+
+    async def _send(self, batch: list[_Waiting]) -> None:
+        again: list[_Waiting] = []
+        try:
+            again = await self._decide(batch)
+        except GatewayError as error:
+            for waiting in batch:
+                _fail(waiting, error)
+        except Exception:
+            _log.exception("a batch of validations failed")
+            for waiting in batch:
+                _fail(waiting, _away())
+        finally:
+            self._in_flight -= 1
+        if again:
+            self._queue.extendleft(reversed(again))
+            asyncio.get_running_loop().call_later(_RETRY, self._pump_soon)
+        else:
+            self._pump_soon()
+
+    async def _decide(self, batch: list[_Waiting]) -> list[_Waiting]:
+        """Sends a batch; gives those that are to be asked again. Raises GatewayError for a fault of the whole batch."""
+        last = max(waiting.deadline for waiting in batch)
+        if not await self._connected(last):
+            return [waiting for waiting in batch if not waiting.answer.done()]
+        batch = [waiting for waiting in batch if not waiting.answer.done()]
+        left = last - asyncio.get_running_loop().time()
+        if not batch or left <= 0:
+            return batch
+        settlements = self._outbox.pending({waiting.token_key for waiting in batch}, SETTLEMENTS_PER_BATCH)
+        request = pb.BatchValidateTokensRequest(settlements=settlements, validations=[waiting.request for waiting in batch])
+        for waiting in batch:
+            waiting.sent = True
+        try:
+            response = await self._stub.BatchValidateTokens(request, timeout=min(RPC_TIMEOUT, left))
+        except grpc.aio.AioRpcError as error:
+            self._outbox.failed(settlements)
+            self._answering = False
+            if error.code() in _AGAIN:
+                return batch
+            raise from_status(error) from error
+        except BaseException:
+            self._outbox.failed(settlements)
+            raise
+        self._note_answer()
+        self._outbox.acknowledged(settlements, response.settlements)
+        return [waiting for waiting, result in zip(batch, response.validations, strict=True) if not _resolve(waiting, result)]
+
+    async def _connected(self, until: float) -> bool:
+        """Waits until the channel is connected, at most until this time of the loop. What is not sent needs no withdrawal."""
+        while (state := self._channel.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
+            try:
+                async with asyncio.timeout_at(until):
+                    await self._channel.wait_for_state_change(state)
+            except TimeoutError:
+                return False
+        return True
+
+    def _give_up(self, waiting: _Waiting) -> None:
+        """The caller's second is over."""
+        if not waiting.answer.done():
+            waiting.answer.set_exception(_away())
+            self._withdraw(waiting)
+
+    def _withdraw(self, waiting: _Waiting) -> None:
+        """Takes back an admission that may have come to be, or may come yet: auth remembers that should it come later."""
+        if waiting.sent and waiting.request.request_id:
+            report = pb.RecordUsageRequest(
+                request_id=waiting.request.request_id,
+                outcome=pb.OUTCOME_RELEASED,
+                source=pb.USAGE_SOURCE_NONE,
+                error_code="not_sent",
+            )
+            self._outbox.append(report, waiting.token_key)
+
+    # -- the other RPCs ------------------------------------------------------------------------------------------------------
+
+    async def _settle(self, settlements: list[pb.RecordUsageRequest]) -> list[pb.SettlementResult]:
+        """Gives settlements to the ledger, for the outbox. Raises GatewayError."""
+        with self._faults():
+            request = pb.BatchRecordUsageRequest(settlements=settlements)
+            response = await self._stub.BatchRecordUsage(request, timeout=_SETTLE_TIMEOUT)
+        return list(response.settlements)
+
+    async def _keep_beating(self) -> None:
+        while True:
+            try:
+                with self._faults():
+                    await self._stub.Beat(self._beat, timeout=PROBE_INTERVAL)
+            except GatewayError as error:
+                _log.info("auth does not hear this proxy", reason=error.reason)
+                await asyncio.sleep(_RETRY * 10)
+            else:
+                await asyncio.sleep(BEAT_INTERVAL)
+
+    async def _keep_probing(self) -> None:
+        """Asks auth for nothing when nobody else asked it for something, so that `ready` is true to life."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(PROBE_INTERVAL / 4)
+            if not self._answering or loop.time() - self._answered_at >= PROBE_INTERVAL:
+                with contextlib.suppress(GatewayError), self._faults():
+                    await self._stub.BatchRecordUsage(pb.BatchRecordUsageRequest(), timeout=PROBE_INTERVAL)
+
+    @contextlib.contextmanager
+    def _faults(self) -> Iterator[None]:
+        """Turns an RPC's fault into its GatewayError, and notes whether auth answers."""
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            self._answering = error.code() not in _AGAIN
+            raise from_status(error) from error
+        self._note_answer()
+
+    def _note_answer(self) -> None:
+        self._answering = True
+        self._answered_at = asyncio.get_running_loop().time()
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _resolve(waiting: _Waiting, result: pb.ValidationResult) -> bool:
+    """Gives a caller his answer; False when auth is to be asked again."""
+    if waiting.answer.done():
+        return True
+    if result.WhichOneof("result") == "error":
+        if result.error.code == _UNAVAILABLE:
+            return False
+        _fail(waiting, from_reason(result.error.reason, result.error.message, code=result.error.code))
+        return True
+    answer = grant_of(result.response)
+    if isinstance(answer, GatewayError):
+        waiting.answer.set_exception(answer)
+    else:
+        waiting.answer.set_result(answer)
+    return True
+
+
+def _fail(waiting: _Waiting, error: GatewayError) -> None:
+    if not waiting.answer.done():
+        waiting.answer.set_exception(error)
+
+
+def _away() -> AuthUnavailable:
+    return AuthUnavailable("The service that checks tokens does not answer. Try again in a moment.", retry_after=1.0)
