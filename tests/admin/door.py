@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
+from yarl import URL
 
 from gateway.rpc.channel import aio_channel
 from gateway.rpc.identity import Identity
@@ -62,7 +63,8 @@ class Door:
         if data is not None:
             sent["Content-Type"] = content_type
         sent |= dict(headers or {})
-        async with self.session.request(method, self.origin + path, data=data, headers=sent) as response:
+        url = URL(self.origin + path, encoded=True)  # as it stands: the client would tidy the path up
+        async with self.session.request(method, url, data=data, headers=sent) as response:
             text = await response.text()
             return Answer(response.status, response.headers, response.headers.getall("Set-Cookie", []), text)
 
