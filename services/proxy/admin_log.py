@@ -23,6 +23,8 @@ CSV = "text/csv"
 
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 _MAX_PAGE = 1_000
+# Unicode's further line ends: JSON lets them stand, and many a reader of lines would break a record there.
+_LINE_ENDS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
 
 
 def parameters(query: MultiMapping[str], known: Collection[str]) -> dict[str, str]:
@@ -143,7 +145,7 @@ def document(name: str, records: Sequence[Mapping[str, Any]], next_page_token: s
 
 
 def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False)
+    return json.dumps(record, ensure_ascii=False).translate(_LINE_ENDS)
 
 
 def _cell(value: Any) -> Any:
