@@ -114,4 +114,6 @@ def as_text(secrets: FirstSecrets, settings: Settings) -> str:
 
 def _curl(url: str, token: str) -> str:
     body = json.dumps({"model": "demo", "messages": [{"role": "user", "content": "Hello"}]})
-    return f"curl {url}/v1/chat/completions -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' -d '{body}'"
+    return (
+        f"curl -sS {url}/v1/chat/completions -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' -d '{body}'"
+    )
