@@ -121,7 +121,8 @@ class AuthClient:
             waiting.timer.cancel()
 
     async def token_usage(self, token: str, client_ip: str, details: bool) -> pb.GetTokenUsageResponse:
-        """A token's books. Raises TokenUnknown, AuthUnavailable."""
+        """A token's books, with the calls that have ended up to now. Raises TokenUnknown, AuthUnavailable."""
+        await self._settle_pending(token_key(token))
         request = pb.GetTokenUsageRequest(token=token, client_ip=client_ip, details=details)
         with self._faults():
             return await self._stub.GetTokenUsage(request, timeout=RPC_TIMEOUT)
@@ -236,6 +237,18 @@ class AuthClient:
             request = pb.BatchRecordUsageRequest(settlements=settlements)
             response = await self._stub.BatchRecordUsage(request, timeout=_SETTLE_TIMEOUT)
         return list(response.settlements)
+
+    async def _settle_pending(self, key: bytes) -> None:
+        """Has what a token still has in the outbox booked, so that its holder finds the call that has just been answered."""
+        settlements = self._outbox.pending({key})
+        if not settlements:
+            return
+        try:
+            results = await self._settle(settlements)
+        except BaseException:
+            self._outbox.failed(settlements)
+            raise
+        self._outbox.acknowledged(settlements, results)
 
     async def _keep_beating(self) -> None:
         while True:
