@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.suite.audit import Prices
-from tests.suite.stack import ProviderProcess, Stack, configuration, price
+from tests.suite.stack import ProviderProcess, Stack, configuration, price, wait_for
 
 RATES = Prices(input="1.00", output="2.00")
 CENT = Prices(per_request="0.01")
@@ -47,7 +47,8 @@ class Installation:
         return row
 
     def calls(self, token: str) -> list[dict[str, object]]:
-        """The rows of its calls, the oldest first."""
+        """The rows of its calls, the oldest first, as soon as all of them have been reported."""
+        wait_for("its calls are reported", lambda: self.row(token)["open_calls"] == 0, seconds=10)
         return self.stack.query("SELECT * FROM requests WHERE token_id = ? ORDER BY request_id", self.row(token)["id"])
 
 

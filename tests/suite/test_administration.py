@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from tests.suite.audit import open_holds
 from tests.suite.conftest import ADMIN_PASSWORD, Installation
+from tests.suite.stack import wait_for
 
 FORM = "application/x-www-form-urlencoded"  # what `curl -d` sends by itself
 CHAT = {"model": "gpt-test", "messages": [{"role": "user", "content": "Hello"}]}
@@ -70,6 +72,7 @@ def test_a_token_is_switched_off_and_on_and_deleted_from_its_next_call_on(suite,
 def test_the_request_log_gives_a_whole_record_a_line(suite, session):
     http_call(suite, "POST", "/admin/tokens", session, {"name": "grep-me", "token": "token-that-is-in-the-log-by-name"})
     assert http_call(suite, "POST", "/v1/chat/completions", "token-that-is-in-the-log-by-name", CHAT)[0] == 200
+    wait_for("the call is reported", lambda: open_holds(suite.stack.database) == 0)
     connection = http.client.HTTPConnection("127.0.0.1", suite.stack.http_port, timeout=20)
     with contextlib.closing(connection):
         connection.request("GET", "/admin/logs/requests", headers={"Authorization": f"Bearer {session}"})

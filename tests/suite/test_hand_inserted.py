@@ -6,9 +6,10 @@ import subprocess
 
 import pytest
 
-from tests.suite.audit import files_with
+from tests.suite.audit import files_with, open_holds
 from tests.suite.conftest import RATES, Installation
 from tests.suite.load import calls
+from tests.suite.stack import wait_for
 
 COST = RATES.nanos({"prompt_tokens": 10, "completion_tokens": 10})
 
@@ -25,6 +26,7 @@ async def test_the_very_next_call_with_a_hand_inserted_token_passes(suite):
     [told] = await calls(suite.stack.base_url, "my-token-of-the-test", 1, at_once=1, model="gpt-test")
     assert told.whole
     assert files_with(suite.stack.data, "my-token-of-the-test") == []
+    wait_for("the call is reported", lambda: open_holds(suite.stack.database) == 0)
     [row] = suite.stack.query("SELECT * FROM client_tokens WHERE name = 'my-first-token'")
     assert row["token"] is None and row["token_hash"] and row["total_spent_nanos"] == COST
 
@@ -40,6 +42,7 @@ async def test_all_columns_that_a_person_writes_are_obeyed(suite):
     [refused] = await calls(suite.stack.base_url, token, 1, at_once=1, model="cent")
     assert passes.whole
     assert (refused.status, refused.code) == (403, "model_not_allowed")
+    wait_for("the call is reported", lambda: open_holds(suite.stack.database) == 0)
     [row] = suite.stack.query("SELECT * FROM client_tokens WHERE name = 'whole'")
     assert (row["max_amount_nanos"], row["opening_nanos"]) == (100_000_000_000, 25_500_000_000)
     assert row["total_spent_nanos"] == 25_500_000_000 + COST
