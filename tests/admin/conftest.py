@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -10,12 +11,14 @@ from pathlib import Path
 import grpc
 import pytest
 
+from gateway.clock import to_text
 from gateway.rpc.channel import sync_channel
-from gateway.rpc.identity import Identity, create_authority, issue
+from gateway.rpc.identity import Identity
 from gateway.rpc.server import bind
-from gateway.storage.administrators import bootstrap
+from gateway.storage import models
 from gateway.storage.database import Database, connect
 from gateway.storage.migrate import migrate
+from gateway.storage.passwords import hash_password
 from gateway.stubs.admin.v1 import (
     audit_pb2_grpc,
     requests_pb2_grpc,
@@ -25,6 +28,7 @@ from gateway.stubs.admin.v1 import (
 )
 from services.admin.app import make_server
 from tests.admin.door import Door, open_door
+from tests.support.certificates import make_identities
 
 PASSWORD = "a-long-enough-phrase"
 TOKEN_KEY = bytes(range(32))
@@ -82,8 +86,7 @@ def bearer(secret: str) -> tuple[tuple[str, str], ...]:
 @pytest.fixture(scope="session")
 def identities(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Identity]:
     folder = tmp_path_factory.mktemp("pki")
-    create_authority(folder / "ca")
-    return {name: issue(folder / "ca", name, folder / name) for name in ("admin", "auth", "proxy", "operator", "billing")}
+    return make_identities(folder, "admin", "auth", "proxy", "operator", "billing")
 
 
 @pytest.fixture
@@ -91,17 +94,34 @@ def clock() -> MovableClock:
     return MovableClock()
 
 
-@pytest.fixture
-def db(tmp_path: Path) -> Iterator[Database]:
-    database = connect(f"sqlite:///{tmp_path}/gateway.db", busy_timeout=2.0)
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a database with nothing but its schema."""
+    path = tmp_path_factory.mktemp("empty") / "gateway.db"
+    database = connect(f"sqlite:///{path}")
     migrate(database)
+    database.checkpoint(truncate=True)
+    database.close()
+    return path
+
+
+@pytest.fixture
+def db(tmp_path: Path, empty_database: Path) -> Iterator[Database]:
+    shutil.copy(empty_database, tmp_path / "gateway.db")
+    database = connect(f"sqlite:///{tmp_path}/gateway.db", busy_timeout=2.0)
     yield database
     database.close()
 
 
+@pytest.fixture(scope="session")
+def password_hash() -> str:
+    return hash_password(PASSWORD)
+
+
 @pytest.fixture
-def admin(db: Database, clock: MovableClock, identities: dict[str, Identity]) -> Iterator[Admin]:
-    bootstrap(db, PASSWORD, clock=clock)
+def admin(db: Database, clock: MovableClock, identities: dict[str, Identity], password_hash: str) -> Iterator[Admin]:
+    """The service, with the administrator `admin`."""
+    models.Administrator.insert(username="admin", password_hash=password_hash, created_at=to_text(clock.now())).execute(db)
     server = make_server(db=db, identity=identities["admin"], token_key=TOKEN_KEY, clock=clock)
     port = bind(server, "127.0.0.1:0", identities["admin"])
     server.start()
