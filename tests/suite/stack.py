@@ -118,6 +118,12 @@ class Stack:
         process.send_signal(signal.SIGTERM)
         return process.wait(seconds)
 
+    @staticmethod
+    def listens(port: int) -> bool:
+        """Whether somebody takes connections on a port of this machine."""
+        with contextlib.closing(socket.socket()) as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
     def status(self, path: str) -> int:
         """The HTTP status of a GET on the edge; 0: nobody answers."""
         connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=5)

@@ -29,11 +29,11 @@ async def test_while_auth_is_stopped_calls_get_503_in_time_and_nothing_goes_upst
     wait_for("the proxy says that it is not ready", lambda: suite.stack.status("/readyz") == 503, seconds=6)
 
     suite.stack.start("auth")
-    wait_for("auth listens", lambda: "listening" in suite.stack.log_tails() or suite.stack.status("/readyz") == 200)
+    wait_for("auth listens", lambda: suite.stack.listens(suite.stack.auth_port))
     started = time.monotonic()
     async with aiohttp.ClientSession(trust_env=False) as session:
         while not (await call(session, suite.stack.base_url, token, model="gpt-test")).whole:
-            assert time.monotonic() - started < 10
+            assert time.monotonic() - started < 2
     suite.stack.wait_until_ready(5)
 
 
