@@ -43,15 +43,22 @@ def mark_told(db: Database) -> None:
         models.Meta.insert(key=_TOLD, value="1").on_conflict_ignore().execute(db)
 
 
+def make_given_administrator(db: Database, settings: Settings) -> None:
+    """Makes the first administrator where the settings give the password: there is nothing to tell, so it need not wait."""
+    if settings.admin_password:
+        administrators.withdraw_unused_bootstrap(db)
+        administrators.bootstrap(db, settings.admin_password.get_secret_value())
+
+
 def make(db: Database, settings: Settings, *, token_key: bytes) -> FirstSecrets:
     """Makes the first administrator and the first token.
 
     What an earlier try made and did not live to tell is made anew, so that a kill at any moment locks nobody out: a one-time
     password that nobody has logged in with, and a first token that has made no call.
     """
-    given = settings.admin_password.get_secret_value() if settings.admin_password else None
+    make_given_administrator(db, settings)
     administrators.withdraw_unused_bootstrap(db)
-    password = administrators.bootstrap(db, given)
+    password = administrators.bootstrap(db, None)
     store = TokenStore(db, token_key=token_key, clock=SystemClock())
     actor = Actor(OPERATOR)
     with faults():

@@ -30,6 +30,7 @@ def init(
         with opened(settings) as db:
             made["migrations"] = bring_up_to_date(db, settings)
             key, made["token_key"] = settle_token_key(db, settings.token_key_file)
+            first.make_given_administrator(db, settings)
             told = first.are_told(db)
             if json:
                 secrets = {} if told or no_secrets else first.as_json(first.make(db, settings, token_key=key), settings)
