@@ -16,17 +16,17 @@ import pytest
 
 from clients.cli.app import run
 from gateway import tokens
-from tests.clients.conftest import answer
-from tests.suite.stack import REPOSITORY, Stack
+from tests.clients.conftest import Installation
+from tests.suite.stack import REPOSITORY
 
 
-def modes(stack: Stack) -> dict[str, int]:
+def modes(stack: Installation) -> dict[str, int]:
     found = [stack.data, *stack.data.rglob("*")]
     return {str(path.relative_to(stack.directory)): stat.S_IMODE(path.stat().st_mode) for path in found}
 
 
-def test_the_first_init_makes_everything_and_shows_the_secrets(fresh: Stack) -> None:
-    made = answer(fresh, "init")
+def test_the_first_init_makes_everything_and_shows_the_secrets(fresh: Installation) -> None:
+    made = json.loads(fresh.process("init", "--json").stdout)
     assert made["made"] == {
         "certificates": ["ca", "auth", "admin", "proxy", "operator"],
         "migrations": made["made"]["migrations"],
@@ -43,13 +43,13 @@ def test_the_first_init_makes_everything_and_shows_the_secrets(fresh: Stack) -> 
     assert row == {"max_amount_nanos": 5_000_000_000, "token": None}
 
 
-def test_a_second_init_changes_and_shows_nothing(fresh: Stack) -> None:
+def test_a_second_init_changes_and_shows_nothing(fresh: Installation) -> None:
     fresh.gateway("init")
     before = {path: path.read_bytes() for path in fresh.data.rglob("*.pem")}
     key = (fresh.data / "keys" / "token.key").read_bytes()
     again = fresh.gateway("init")
     assert again.stdout == ""
-    assert answer(fresh, "init") == {
+    assert fresh.answer("init") == {
         "made": {"certificates": [], "migrations": [], "token_key": False},
         "secrets_told": True,
     }
@@ -58,27 +58,27 @@ def test_a_second_init_changes_and_shows_nothing(fresh: Stack) -> None:
     assert fresh.query("SELECT COUNT(*) AS n FROM client_tokens") == [{"n": 1}]
 
 
-def test_without_secrets_it_leaves_them_to_the_next_init(fresh: Stack) -> None:
-    assert answer(fresh, "init", "--no-secrets")["secrets_told"] is False
+def test_without_secrets_it_leaves_them_to_the_next_init(fresh: Installation) -> None:
+    assert fresh.answer("init", "--no-secrets")["secrets_told"] is False
     assert fresh.query("SELECT COUNT(*) AS n FROM administrators") == [{"n": 0}]
-    assert "token" in answer(fresh, "init")
+    assert "token" in fresh.answer("init")
 
 
-def test_an_administrator_password_that_is_given_is_an_ordinary_one(fresh: Stack) -> None:
+def test_an_administrator_password_that_is_given_is_an_ordinary_one(fresh: Installation) -> None:
     fresh.environment["GATEWAY_ADMIN_PASSWORD"] = "many horses on a hill"
     shown = fresh.gateway("init").stdout
     assert "many horses" not in shown
     assert fresh.query("SELECT username, one_time FROM administrators") == [{"username": "admin", "one_time": 0}]
 
 
-def test_a_weak_administrator_password_is_refused(fresh: Stack) -> None:
+def test_a_weak_administrator_password_is_refused(fresh: Installation) -> None:
     fresh.environment["GATEWAY_ADMIN_PASSWORD"] = "changeme"
     refused = fresh.gateway("init", check=False)
     assert refused.returncode == 2
     assert "changeme" not in refused.stderr
 
 
-def test_no_token_key_is_made_where_tokens_exist(fresh: Stack) -> None:
+def test_no_token_key_is_made_where_tokens_exist(fresh: Installation) -> None:
     fresh.gateway("init")
     key = fresh.data / "keys" / "token.key"
     kept = key.read_bytes()
@@ -94,15 +94,15 @@ def test_no_token_key_is_made_where_tokens_exist(fresh: Stack) -> None:
 
 
 @pytest.mark.parametrize("broken", ["pki/auth/key.pem", "pki/proxy/cert.pem", "pki/operator/ca.pem"])
-def test_a_certificate_that_is_broken_or_gone_is_issued_anew(fresh: Stack, broken: str) -> None:
+def test_a_certificate_that_is_broken_or_gone_is_issued_anew(fresh: Installation, broken: str) -> None:
     fresh.gateway("init")
     (fresh.data / broken).unlink()
-    assert answer(fresh, "init")["made"]["certificates"] == [broken.split("/")[1]]
+    assert fresh.answer("init")["made"]["certificates"] == [broken.split("/")[1]]
     (fresh.data / broken).write_text("no certificate")
-    assert answer(fresh, "init")["made"]["certificates"] == [broken.split("/")[1]]
+    assert fresh.answer("init")["made"]["certificates"] == [broken.split("/")[1]]
 
 
-def test_killed_at_any_moment_and_run_again_it_ends_well_with_secrets_to_show(fresh: Stack) -> None:
+def test_killed_at_any_moment_and_run_again_it_ends_well_with_secrets_to_show(fresh: Installation) -> None:
     command = [sys.executable, "-m", "clients.cli", "init", "--json"]
     chance = random.Random(7)
     for _ in range(8):
@@ -115,29 +115,29 @@ def test_killed_at_any_moment_and_run_again_it_ends_well_with_secrets_to_show(fr
     else:
         output = fresh.gateway("init", "--json").stdout.encode()
     shown = json.loads(output)
-    last = answer(fresh, "init")
+    last = fresh.answer("init")
     shown = last if "token" in last else shown  # a kill between showing and noting it: it is shown once more
     fresh.start("admin")
-    (token,) = answer(fresh, "token", "list")["tokens"]
+    (token,) = fresh.answer("token", "list")["tokens"]
     assert token["display_hint"][-4:] == shown["token"]["token"][-4:]
     assert fresh.query("SELECT COUNT(*) AS n FROM administrators") == [{"n": 1}]
     assert not list(fresh.data.rglob(".*.draft"))
-    assert "token" not in answer(fresh, "init")
+    assert "token" not in fresh.answer("init")
 
 
-def test_secrets_that_nobody_saw_are_made_anew(fresh: Stack) -> None:
-    unseen = answer(fresh, "init")
+def test_secrets_that_nobody_saw_are_made_anew(fresh: Installation) -> None:
+    unseen = fresh.answer("init")
     with sqlite3.connect(fresh.database) as database:
         database.execute("DELETE FROM meta WHERE key = 'first_secrets_told'")
     database.close()
-    seen = answer(fresh, "init")
+    seen = fresh.answer("init")
     assert seen["token"]["id"] == unseen["token"]["id"]
     assert seen["token"]["token"] != unseen["token"]["token"]
     assert seen["administrator"]["one_time_password"] != unseen["administrator"]["one_time_password"]
-    assert "token" not in answer(fresh, "init")
+    assert "token" not in fresh.answer("init")
 
 
-def test_prices_and_providers_of_the_file_are_in_the_database(fresh: Stack) -> None:
+def test_prices_and_providers_of_the_file_are_in_the_database(fresh: Installation) -> None:
     (fresh.directory / "gateway.toml").write_text(
         '[[providers]]\nname = "mock"\nkind = "openai-compatible"\nbase_url = "http://127.0.0.1:9/v1"\n'
         'api_keys = ["sk-canary-of-a-provider"]\nmodels = ["mock-*"]\n'
@@ -150,11 +150,11 @@ def test_prices_and_providers_of_the_file_are_in_the_database(fresh: Stack) -> N
     assert len(fresh.query("SELECT 1 FROM prices WHERE source = 'builtin' LIMIT 100")) == 100
     assert b"sk-canary-of-a-provider" not in fresh.database.read_bytes()
     (fresh.directory / "gateway.toml").write_text("")
-    assert answer(fresh, "migrate") == {"applied": []}
+    assert fresh.answer("migrate") == {"applied": []}
     assert fresh.query("SELECT 1 FROM prices WHERE source = 'file' AND retired_at IS NULL") == []
 
 
-def test_reconcile_finds_nothing_in_sound_books_and_names_what_differs(fresh: Stack) -> None:
+def test_reconcile_finds_nothing_in_sound_books_and_names_what_differs(fresh: Installation) -> None:
     fresh.gateway("init")
     assert fresh.gateway("reconcile").stdout == "0 differences\n"
     with sqlite3.connect(fresh.database) as database:
@@ -167,21 +167,21 @@ def test_reconcile_finds_nothing_in_sound_books_and_names_what_differs(fresh: St
     assert {"subject": "token:1", "figure": "held_nanos", "stored": 7, "proven": 0} in json.loads(in_json.stdout)["differences"]
 
 
-def test_reconcile_without_a_database_is_one_line(fresh: Stack) -> None:
+def test_reconcile_without_a_database_is_one_line(fresh: Installation) -> None:
     refused = fresh.gateway("reconcile", check=False)
     assert refused.returncode in (1, 3)
     assert refused.stderr.count("\n") == 1
 
 
-def test_check_is_content_with_a_fresh_installation_and_prints_the_measured_sync(fresh: Stack) -> None:
+def test_check_is_content_with_a_fresh_installation_and_prints_the_measured_sync(fresh: Installation) -> None:
     fresh.gateway("init")
-    told = answer(fresh, "check")
+    told = fresh.answer("check")
     assert told["ok"] is True
     subjects = {finding["subject"] for finding in told["findings"]}
     assert {"fsync", "file system", "SQLite", "database", "token key"} <= subjects
 
 
-def test_check_names_every_fault(fresh: Stack) -> None:
+def test_check_names_every_fault(fresh: Installation) -> None:
     fresh.gateway("init")
     fresh.data.chmod(0o755)
     (fresh.data / "pki" / "proxy" / "cert.pem").unlink()
@@ -201,7 +201,7 @@ def test_check_names_every_fault(fresh: Stack) -> None:
     assert "sk-canary-literal" not in told.stdout
 
 
-def test_check_tells_all_settings_that_are_wrong_at_once(fresh: Stack) -> None:
+def test_check_tells_all_settings_that_are_wrong_at_once(fresh: Installation) -> None:
     fresh.environment |= {"GATEWAY_HTTP_PORT": "many", "GATEWAY_DRIAN": "5"}
     told = fresh.gateway("check", check=False)
     assert told.returncode == 2
@@ -213,13 +213,13 @@ def test_check_tells_all_settings_that_are_wrong_at_once(fresh: Stack) -> None:
     assert "GATEWAY_DRIAN" in other.stderr
 
 
-def test_check_refuses_a_missing_or_unwritable_data_directory(fresh: Stack) -> None:
+def test_check_refuses_a_missing_or_unwritable_data_directory(fresh: Installation) -> None:
     told = fresh.gateway("check", check=False)
     assert told.returncode == 1
     assert "gateway init" in told.stdout
 
 
-def test_health_tells_who_is_ready(fresh: Stack) -> None:
+def test_health_tells_who_is_ready(fresh: Installation) -> None:
     fresh.gateway("init")
     fresh.start("admin", "demo")
     deadline = time.monotonic() + 20
@@ -248,7 +248,7 @@ def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("command", [["health", "demo", "--timeout", "0.2"], ["--help"], ["token", "create", "--help"]])
-def test_a_terminal_gets_styles_unless_no_color_is_set(fresh: Stack, command: list[str]) -> None:
+def test_a_terminal_gets_styles_unless_no_color_is_set(fresh: Installation, command: list[str]) -> None:
     shown = {}
     for no_color in (False, True):
         ours, theirs = os.openpty()

@@ -13,8 +13,7 @@ from clients.cli.app import run
 from gateway import tokens
 from gateway.stubs.admin.v1 import tokens_pb2 as pb
 from services.proxy import admin_json
-from tests.clients.conftest import answer
-from tests.suite.stack import Stack
+from tests.clients.conftest import Installation
 
 
 def test_a_token_has_the_fields_and_values_that_the_http_api_gives_it() -> None:
@@ -28,12 +27,12 @@ def test_a_token_has_the_fields_and_values_that_the_http_api_gives_it() -> None:
         assert wire.token_to_json(token) == admin_json.token_to_json(token)
 
 
-def test_create_shows_the_secret_once_with_everything_that_was_asked_for(installation: Stack) -> None:
-    made = answer(
-        installation,
-        *("token", "create", "--name", "app", "--max-amount", "5", "--models", "gpt-4*,claude-3"),
+def test_create_shows_the_secret_once_with_everything_that_was_asked_for(installation: Installation) -> None:
+    done = installation.process(
+        *("token", "create", "--name", "app", "--max-amount", "5", "--models", "gpt-4*,claude-3", "--json"),
         *("--expires-at", "2027-01-01", "--customer", "acme", "--remark", "for tests"),
     )
+    made = json.loads(done.stdout)
     assert tokens.is_plausible(made["token"])
     assert made["name"] == "app"
     assert made["max_amount"] == 5.0
@@ -41,53 +40,53 @@ def test_create_shows_the_secret_once_with_everything_that_was_asked_for(install
     assert made["expires_at"].startswith("2027-01-01T23:59:59")
     assert made["status"] == "active"
     assert (made["customer"], made["remark"]) == ("acme", "for tests")
-    shown = answer(installation, "token", "show", "app")
+    shown = installation.answer("token", "show", "app")
     assert shown == {key: value for key, value in made.items() if key not in ("token", "warnings")}
     assert made["token"] not in installation.gateway("token", "list").stdout
 
 
-def test_a_token_is_switched_topped_up_rotated_and_deleted(installation: Stack) -> None:
-    made = answer(installation, "token", "create", "--name", "cycle", "--max-amount", "0.25")
+def test_a_token_is_switched_topped_up_rotated_and_deleted(installation: Installation) -> None:
+    made = installation.answer("token", "create", "--name", "cycle", "--max-amount", "0.25")
     number = str(made["id"])
-    assert answer(installation, "token", "disable", "cycle")["status"] == "disabled"
-    assert answer(installation, "token", "enable", number)["enabled"] is True
-    assert answer(installation, "token", "topup", "cycle", "1.5")["max_amount"] == 1.75
-    rotated = answer(installation, "token", "rotate", "cycle")
+    assert installation.answer("token", "disable", "cycle")["status"] == "disabled"
+    assert installation.answer("token", "enable", number)["enabled"] is True
+    assert installation.answer("token", "topup", "cycle", "1.5")["max_amount"] == 1.75
+    rotated = installation.answer("token", "rotate", "cycle")
     assert tokens.is_plausible(rotated["token"])
     assert rotated["token"] != made["token"]
-    assert answer(installation, "token", "delete", "cycle") == {"id": made["id"], "deleted": True}
+    assert installation.answer("token", "delete", "cycle") == {"id": made["id"], "deleted": True}
     gone = installation.gateway("token", "show", number, check=False)
     assert gone.returncode == 1
     assert gone.stderr.count("\n") == 1
 
 
-def test_a_chosen_secret_comes_by_standard_input_and_never_in_the_arguments(installation: Stack) -> None:
-    made = answer(installation, "token", "create", "--name", "chosen", "--token-stdin", stdin="my-test-token-12345\n")
+def test_a_chosen_secret_comes_by_standard_input_and_never_in_the_arguments(installation: Installation) -> None:
+    made = installation.answer("token", "create", "--name", "chosen", "--token-stdin", stdin="my-test-token-12345\n")
     assert made["token"] == "my-test-token-12345"
     assert made["weak"] is True
     refused = installation.gateway("token", "create", "--token-stdin", stdin="short\n", check=False)
     assert refused.returncode == 2
 
 
-def test_names_that_two_tokens_have_are_refused_with_both_ids(installation: Stack) -> None:
-    ids = [answer(installation, "token", "create", "--name", "twin")["id"] for _ in range(2)]
+def test_names_that_two_tokens_have_are_refused_with_both_ids(installation: Installation) -> None:
+    ids = [installation.answer("token", "create", "--name", "twin")["id"] for _ in range(2)]
     refused = installation.gateway("token", "delete", "twin", check=False)
     assert refused.returncode == 2
     assert all(str(number) in refused.stderr for number in ids)
 
 
-def test_the_list_is_one_line_a_token_without_a_terminal_and_goes_page_by_page(installation: Stack) -> None:
+def test_the_list_is_one_line_a_token_without_a_terminal_and_goes_page_by_page(installation: Installation) -> None:
     for index in range(3):
-        answer(installation, "token", "create", "--name", f"page-{index}")
+        installation.answer("token", "create", "--name", f"page-{index}")
     lines = installation.gateway("token", "list", "--name", "page-").stdout.splitlines()
     assert [line.split("\t")[1] for line in lines] == ["page-2", "page-1", "page-0"]
-    first = answer(installation, "token", "list", "--name", "page-", "--limit", "2")
-    rest = answer(installation, "token", "list", "--name", "page-", "--limit", "2", "--page-token", first["next_page_token"])
+    first = installation.answer("token", "list", "--name", "page-", "--limit", "2")
+    rest = installation.answer("token", "list", "--name", "page-", "--limit", "2", "--page-token", first["next_page_token"])
     assert [token["name"] for token in first["tokens"] + rest["tokens"]] == ["page-2", "page-1", "page-0"]
     assert rest["next_page_token"] is None
 
 
-def test_warnings_go_to_standard_error(installation: Stack) -> None:
+def test_warnings_go_to_standard_error(installation: Installation) -> None:
     made = installation.gateway("token", "create", "--name", "late", "--expires-at", "2020-01-01", "--json")
     assert json.loads(made.stdout)["warnings"]
     assert "passed" in made.stderr
@@ -117,15 +116,15 @@ def test_what_cannot_be_read_is_one_line_and_exit_code_2(
     assert json.loads(capsys.readouterr().out)["error"]["message"] in plain.err
 
 
-def test_what_admin_refuses_is_one_line_and_exit_code_2(installation: Stack) -> None:
+def test_what_admin_refuses_is_one_line_and_exit_code_2(installation: Installation) -> None:
     refused = installation.gateway("token", "create", "--name", "x" * 201, "--json", check=False)
     assert refused.returncode == 2
     assert "200 characters" in json.loads(refused.stdout)["error"]["message"]
     assert refused.stderr.count("\n") == 1
 
 
-def test_a_password_is_set_from_standard_input_and_weak_ones_are_refused(installation: Stack) -> None:
-    assert answer(installation, "admin", "passwd", "--password-stdin", stdin="many horses on a hill\n") == {
+def test_a_password_is_set_from_standard_input_and_weak_ones_are_refused(installation: Installation) -> None:
+    assert installation.answer("admin", "passwd", "--password-stdin", stdin="many horses on a hill\n") == {
         "username": "admin",
         "password_set": True,
     }
@@ -136,32 +135,32 @@ def test_a_password_is_set_from_standard_input_and_weak_ones_are_refused(install
     assert "--password-stdin" in no_terminal.stderr
 
 
-def test_commands_wait_for_an_admin_that_is_starting(fresh: Stack) -> None:
+def test_commands_wait_for_an_admin_that_is_starting(fresh: Installation) -> None:
     fresh.gateway("init")
     fresh.start("admin")
-    assert [token["name"] for token in answer(fresh, "token", "list")["tokens"]] == ["first-token"]
+    assert [token["name"] for token in fresh.answer("token", "list")["tokens"]] == ["first-token"]
 
 
-def test_without_an_admin_it_is_one_line_and_exit_code_3_within_seconds(fresh: Stack) -> None:
+def test_without_an_admin_it_is_one_line_and_exit_code_3_within_seconds(fresh: Installation) -> None:
     fresh.gateway("init")
     before = time.monotonic()
-    refused = fresh.gateway("token", "list", check=False)
+    refused = fresh.process("token", "list", check=False)
     assert refused.returncode == 3
     assert 5.0 <= time.monotonic() - before < 10.0
     assert "gateway up" in refused.stderr
     assert refused.stderr.count("\n") == 1
 
 
-def test_without_an_identity_the_command_says_what_makes_one(fresh: Stack) -> None:
+def test_without_an_identity_the_command_says_what_makes_one(fresh: Installation) -> None:
     refused = fresh.gateway("token", "list", check=False)
     assert refused.returncode == 1
     assert "gateway init" in refused.stderr
 
 
-def test_no_secret_is_in_any_file_of_the_installation(installation: Stack) -> None:
-    first = installation.first  # type: ignore[attr-defined]
+def test_no_secret_is_in_any_file_of_the_installation(installation: Installation) -> None:
+    first = installation.first
     secrets = [first["token"]["token"], first["administrator"]["one_time_password"]]
-    secrets.append(answer(installation, "token", "create", "--name", "canary")["token"])
+    secrets.append(installation.answer("token", "create", "--name", "canary")["token"])
     for path in (path for path in installation.directory.rglob("*") if path.is_file()):
         content = path.read_bytes()
         for secret in secrets:

@@ -17,13 +17,14 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from tests.suite.stack import REPOSITORY, Stack, wait_for
+from tests.clients.conftest import Installation
+from tests.suite.stack import REPOSITORY, wait_for
 
 
 class Up:
     """A running `gateway up`, without a terminal."""
 
-    def __init__(self, stack: Stack, *arguments: str) -> None:
+    def __init__(self, stack: Installation, *arguments: str) -> None:
         self.stack = stack
         self.lines: list[str] = []
         self.log = (stack.directory / "up.log").open("ab")
@@ -78,7 +79,7 @@ class Up:
 
 
 @pytest.fixture
-def start(fresh: Stack) -> Iterator[object]:
+def start(fresh: Installation) -> Iterator[object]:
     started: list[Up] = []
 
     def up(*arguments: str) -> Up:
@@ -92,7 +93,7 @@ def start(fresh: Stack) -> Iterator[object]:
         each.wait()
 
 
-def free(stack: Stack) -> bool:
+def free(stack: Installation) -> bool:
     """Whether nobody listens on any of the ports."""
     for port in (stack.http_port, stack.auth_port, stack.admin_port, stack.demo_port):
         with socket.socket() as probe:
@@ -101,7 +102,7 @@ def free(stack: Stack) -> bool:
     return True
 
 
-def test_the_first_start_shows_what_works_and_later_ones_never_a_secret(start, fresh: Stack) -> None:
+def test_the_first_start_shows_what_works_and_later_ones_never_a_secret(start, fresh: Installation) -> None:
     first = start()
     curl = first.wait_for_line("curl ")
     done = subprocess.run([*shlex.split(curl), "-f"], capture_output=True, text=True, timeout=20, check=False)
@@ -126,17 +127,19 @@ def test_the_first_start_shows_what_works_and_later_ones_never_a_secret(start, f
             assert canary not in path.read_bytes(), path
 
 
-def test_in_json_it_tells_the_same_line_by_line(start, fresh: Stack) -> None:
+def test_in_json_it_tells_the_same_line_by_line(start, fresh: Installation) -> None:
     up = start("--json")
     up.wait_for_line('{"made"')
     first, second = (json.loads(line) for line in up.lines)
     assert first["listening"] == f"http://127.0.0.1:{fresh.http_port}"
     assert second["token"]["token"].startswith("sk-gz-")
     assert second["administrator"]["one_time_password"]
+    # It forks while it runs, which is safe for a process of one thread alone.
+    assert psutil.Process(up.process.pid).num_threads() == 1
     assert up.end() == 0
 
 
-def test_killed_services_are_back_within_seconds_and_the_same_up_goes_on(start, fresh: Stack) -> None:
+def test_killed_services_are_back_within_seconds_and_the_same_up_goes_on(start, fresh: Installation) -> None:
     up = start()
     up.wait_for_line("curl ")
     for service in ("proxy", "auth", "admin", "demo"):
@@ -147,7 +150,7 @@ def test_killed_services_are_back_within_seconds_and_the_same_up_goes_on(start, 
     assert up.end() == 0
 
 
-def test_killed_itself_it_leaves_nobody_behind_and_starts_again_at_once(start, fresh: Stack) -> None:
+def test_killed_itself_it_leaves_nobody_behind_and_starts_again_at_once(start, fresh: Installation) -> None:
     up = start()
     up.wait_for_line("curl ")
     children = [up.child(service) for service in ("proxy", "auth", "admin", "demo")]
@@ -160,13 +163,13 @@ def test_killed_itself_it_leaves_nobody_behind_and_starts_again_at_once(start, f
     assert again.end() == 0
 
 
-def test_a_second_one_on_the_same_data_is_refused(start, fresh: Stack) -> None:
+def test_a_second_one_on_the_same_data_is_refused(start, fresh: Installation) -> None:
     up = start()
     up.wait_for_line("curl ")
     other = {"GATEWAY_HTTP_PORT": "1", "GATEWAY_AUTH_ADDRESS": "127.0.0.1:2", "GATEWAY_ADMIN_ADDRESS": "127.0.0.1:3"}
     kept = dict(fresh.environment)
     fresh.environment |= other
-    refused = fresh.gateway("up", check=False)
+    refused = fresh.process("up", check=False)
     fresh.environment = kept
     assert refused.returncode == 1
     assert str(up.process.pid) in refused.stderr
@@ -174,11 +177,11 @@ def test_a_second_one_on_the_same_data_is_refused(start, fresh: Stack) -> None:
     assert up.end() == 0
 
 
-def test_a_port_in_use_is_one_line_and_nothing_is_made(fresh: Stack) -> None:
+def test_a_port_in_use_is_one_line_and_nothing_is_made(fresh: Installation) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", fresh.http_port))
         other.listen()
-        refused = fresh.gateway("up", check=False)
+        refused = fresh.process("up", check=False)
     assert refused.returncode == 1
     assert f"127.0.0.1:{fresh.http_port}" in refused.stderr
     assert "GATEWAY_HTTP_PORT" in refused.stderr
@@ -188,18 +191,18 @@ def test_a_port_in_use_is_one_line_and_nothing_is_made(fresh: Stack) -> None:
     assert free(fresh)
 
 
-def test_wrong_settings_are_one_line_and_nothing_starts(fresh: Stack) -> None:
+def test_wrong_settings_are_one_line_and_nothing_starts(fresh: Installation) -> None:
     fresh.environment["GATEWAY_DRAIN"] = "long"
-    refused = fresh.gateway("up", check=False)
+    refused = fresh.process("up", check=False)
     assert refused.returncode == 2
     assert "GATEWAY_DRAIN" in refused.stderr
     assert not fresh.data.exists()
 
 
-def test_an_init_that_fails_ends_it_with_that_reason(fresh: Stack) -> None:
+def test_an_init_that_fails_ends_it_with_that_reason(fresh: Installation) -> None:
     fresh.gateway("init")
     (fresh.data / "keys" / "token.key").unlink()
-    refused = fresh.gateway("up", check=False)
+    refused = fresh.process("up", check=False)
     assert refused.returncode == 1
     assert "restore it from a backup" in refused.stderr
     assert free(fresh)

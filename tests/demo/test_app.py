@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import aiohttp
 import openai
@@ -103,8 +103,17 @@ async def test_the_pace_holds_for_streams_and_plain_answers(started) -> None:
             assert 0.2 <= loop.time() - before < 2.0
 
 
+@pytest.fixture
+def every_log_line() -> Iterator[None]:
+    """Takes back what other tests set up for logs, such as a level."""
+    before = structlog.get_config()
+    structlog.reset_defaults()
+    yield
+    structlog.configure(**before)
+
+
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_caller_who_hangs_up_stops_the_generation(started, stream: bool) -> None:
+async def test_a_caller_who_hangs_up_stops_the_generation(started, every_log_line, stream: bool) -> None:
     running = await started(pace=50)
     body = {"model": "demo", "messages": QUESTION, "stream": stream, "min_tokens": 5000}
     with structlog.testing.capture_logs() as logs:
