@@ -105,10 +105,11 @@ class Provider:
                 return await self._finish(script, await answer(script))
             call.status = 404
             return web.json_response({"error": {"message": "no such route", "type": "invalid_request_error"}}, status=404)
-        except (asyncio.CancelledError, ConnectionError):
+        except ConnectionError:
             call.saw_abort = not call.broken
-            if call.broken:
-                return web.Response()
+            return web.Response()  # to nobody: the connection is gone
+        except asyncio.CancelledError:
+            call.saw_abort = not call.broken
             raise
         finally:
             call.ended_at = time.time()
