@@ -9,16 +9,16 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-import structlog
 from aiohttp import web
 
+from gateway.process.logs import get_logger
 from services.demo import completion
 from services.demo.completion import BadRequest, ChatRequest, Choice
 
 _BODY_LIMIT = 64 * 1024 * 1024  # bytes; the gateway's own limit is below it
 _UNPACED_BREATH = 64  # tokens after which a stream without a pace lets others run
 
-_log = structlog.get_logger()
+_log = get_logger(__name__)
 
 
 class Demo:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import structlog
 from google.protobuf.message import DecodeError
 
+from gateway.process.logs import get_logger
 from gateway.stubs.auth.v1.auth_pb2 import (
     OUTCOME_SETTLED,
     OUTCOME_SETTLED_AT_HOLD,
@@ -24,7 +24,7 @@ from gateway.stubs.auth.v1.auth_pb2 import (
 from services.proxy.outbox_files import Kind, Record, Segment, groups, remove_unfinished, scan
 
 PROXY_DIED: Final = "proxy_died"
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 _LAST_SECOND: Final = struct.Struct("<q")
 
 

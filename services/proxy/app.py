@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Literal, Protocol
 
-import structlog
 from aiohttp import web
 
 from gateway.errors import GatewayError, MethodNotAllowed
 from gateway.ids import uuid7
+from gateway.process.logs import get_logger
 from gateway.process.settings import Settings
 from services.proxy import errors, routes
 from services.proxy.answers import json_answer
@@ -29,7 +29,7 @@ from services.proxy.server import answer_early
 from services.proxy.token_routes import TokenRoutes
 from services.proxy.upstream import Upstream
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Admin(Protocol):

@@ -11,9 +11,8 @@ import asyncio
 import random
 from collections.abc import Sequence
 
-import structlog
-
 from gateway.errors import GatewayError, UpstreamError, UpstreamTimeout
+from gateway.process.logs import get_logger
 from services.proxy.providers.base import MAX_ERROR, Failure, ProviderRefused, Target
 from services.proxy.providers.keys import Key
 from services.proxy.ticket import Ticket
@@ -28,7 +27,7 @@ SAVED = 10.0
 PAUSE = 0.2
 """Seconds before an attempt at the same place, doubled each time and spread by half to one and a half."""
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class RetryBudget:

@@ -13,9 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-import structlog
-
 from gateway.ids import uuid7
+from gateway.process.logs import get_logger
 from services.proxy.outbox_files import Kind, Segment, encode, probe, segment_name
 
 SEGMENT_BYTES: Final = 16 * 1024 * 1024
@@ -26,7 +25,7 @@ _MANY_SEGMENTS: Final = 3
 _FEW_CALLS: Final = 4096  # of the 40,000 or so that fill a file: so few are worth copying to get rid of the rest
 _CHUNK: Final = 64 * 1024  # appended at once when much is to be written: a fraction of a millisecond of the event loop
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Journal:

@@ -16,12 +16,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Self
 
-import structlog
 from google.protobuf.json_format import MessageToDict
 from prometheus_client import CollectorRegistry
 
 from gateway.clock import to_text
 from gateway.errors import Internal, InvalidArgument, OutboxUnavailable, RequestTooLarge
+from gateway.process.logs import get_logger
 from gateway.stubs.auth.v1.auth_pb2 import ItemError, RecordUsageRequest, SettlementResult
 from services.proxy.adoption import Group, adopt, progress_body
 from services.proxy.journal import SEGMENT_BYTES, Journal, describe
@@ -37,7 +37,7 @@ _UNAVAILABLE: Final = 14
 _NO_KEY: Final = b""
 
 Send = Callable[[list[RecordUsageRequest]], Awaitable[list[SettlementResult]]]
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 def token_key(secret: str) -> bytes:

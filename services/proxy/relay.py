@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, Literal
 
-import structlog
 from aiohttp import web
 
 from gateway.errors import GatewayError, UpstreamError, UpstreamTimeout
 from gateway.pricing import Rates, cost_nanos
+from gateway.process.logs import get_logger
 from gateway.stubs.auth.v1 import auth_pb2 as pb
 from services.proxy import errors
 from services.proxy.answers import raw_answer
@@ -31,7 +31,7 @@ _EVENTS = {
     "Server": errors.SERVER_NAME,
 }
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class _EventStream(web.StreamResponse):

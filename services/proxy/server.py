@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from gateway.errors import InvalidRequest, RequestTimeout
+from gateway.process.logs import get_logger
+from gateway.ids import uuid7
 from services.proxy import errors
 
 HEADER_TIME = 10.0
@@ -29,7 +30,7 @@ LINGER = 1.0
 LINGER_BYTES = 64 * 1024
 """Bytes of an unread body that are taken in, so that the connection can go on."""
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class EdgeServer(web.Server):
@@ -118,9 +119,8 @@ class EdgeProtocol(RequestHandler):
             raise ConnectionError("an answer has begun already")
         if status >= 500:
             _log.error("edge_failed", error=type(exc).__name__, exc_info=exc)
-        response = errors.answer(
-            exc if status >= 500 and exc is not None else InvalidRequest("This is not a valid HTTP request.")
-        )
+        fault = exc if status >= 500 and exc is not None else InvalidRequest("This is not a valid HTTP request.")
+        response = errors.answer(fault, request_id=uuid7(), headers={"Connection": "close"})
         if isinstance(exc, LineTooLong):
             # The two limits differ by two bytes, so that the limit tells which line it was.
             response.set_status(414 if MAX_TARGET in exc.args else 431)

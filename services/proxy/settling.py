@@ -10,9 +10,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
-import structlog
-
 from gateway.errors import GatewayError
+from gateway.process.logs import get_logger
 
 TRAVEL_TIME: Final = 0.05  # seconds in which a validation may take a settlement along, so that it needs no RPC of its own
 _AGAIN: Final = 0.25
@@ -20,7 +19,7 @@ _SMALLEST, _LARGEST = 16, 256
 _QUICK, _SLOW = 0.25, 0.5  # seconds a batch may take before batches stop growing, or shrink
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Settler:
