@@ -101,7 +101,10 @@ async def read(request: web.BaseRequest, *, limit: int, share: Share) -> bytes:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     content = request.content
     if content.is_eof():
-        return content.read_nowait()
+        data = content.read_nowait()
+        if len(data) > limit:
+            raise too_large(limit)
+        return data
     try:
         return await _read_slowly(request, limit, share)
     except TimeoutError:

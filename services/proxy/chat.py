@@ -102,7 +102,8 @@ class Chat:
             user_agent=readable(exchange.request.headers.get("User-Agent", "")[:200]),
         )
         key = token_key(token)
-        grant = await self._gate.admit(request, exchange.arrived)
+        # From here on: a body may take longer to come than anyone waits for a decision.
+        grant = await self._gate.admit(request, asyncio.get_running_loop().time())
         bound.thin()
         ticket = Ticket(
             request_id=exchange.request_id,

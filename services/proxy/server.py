@@ -11,8 +11,8 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from gateway.errors import InvalidRequest, RequestTimeout
-from gateway.process.logs import get_logger
 from gateway.ids import uuid7
+from gateway.process.logs import get_logger
 from services.proxy import errors
 
 HEADER_TIME = 10.0

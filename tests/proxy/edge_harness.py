@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from services.proxy.upstream import HttpUpstream
 from tests.fakes.provider import Provider
 
 TOKEN = "sk-test-token-of-the-tests"
-KEY = "sk-provider-key-0123456789abcdefghij"
+KEY = "sk-Qm7Zx2Lp9Vt4Hn6Rk8Wd3Yc5Fb1Js0Ga"
 RATES = '{"input":"1","output":"2"}'
 
 
@@ -55,6 +55,7 @@ class FakeAuth:
     def __init__(self) -> None:
         self.tokens = {TOKEN: Token()}
         self.admitted: dict[str, pb.ValidateTokenRequest] = {}
+        self.abandoned: list[str] = []
         self.looks: list[pb.ValidateTokenRequest] = []
         self.limit: int | None = None
         self.ready = True
@@ -64,7 +65,11 @@ class FakeAuth:
 
     async def validate(self, request: pb.ValidateTokenRequest, *, arrived: float) -> pb.Grant:
         if self.hold_answers is not None:
-            await self.hold_answers.wait()
+            try:
+                await self.hold_answers.wait()
+            except asyncio.CancelledError:
+                self.abandoned.append(request.request_id)  # the real one withdraws it through the outbox
+                raise
         if self.away:
             raise AuthUnavailable("The auth service did not answer in time.", retry_after=1.0)
         token = self.tokens.get(request.token)
@@ -180,6 +185,8 @@ class Edge:
             pass
         finally:
             writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
         return answer
 
     async def settled(self, count: int = 1) -> pb.RecordUsageRequest:
@@ -190,6 +197,13 @@ class Edge:
                 await self.outbox.appended.wait()
         assert len(self.outbox.settlements) == count
         return self.outbox.settlements[-1]
+
+
+async def until(claim: Callable[[], bool], seconds: float = 3.0) -> None:
+    """Waits until something holds that no event tells of."""
+    async with asyncio.timeout(seconds):
+        while not claim():
+            await asyncio.sleep(0.005)  # noqa: ASYNC110 - the scripted provider notes facts, it sends no events
 
 
 def chat(model: str = "mock", prompt: str = "Hello there", **more: object) -> dict[str, object]:
