@@ -100,18 +100,18 @@ def _customer(value: str | None) -> str:
 def _remark(value: str | None) -> str:
     text = (value or "").strip()
     if len(text) > MAX_REMARK:
-        raise InvalidArgument(f"remark has at most {MAX_REMARK} characters")
+        raise _wrong("remark", f"has at most {MAX_REMARK} characters")
     if not text.replace("\n", " ").replace("\t", " ").replace("\r", " ").isprintable():
-        raise InvalidArgument("remark has printable characters and line ends only")
+        raise _wrong("remark", "has printable characters and line ends only")
     return text
 
 
 def _line(field_name: str, value: str | None, longest: int) -> str:
     text = (value or "").strip()
     if len(text) > longest:
-        raise InvalidArgument(f"{field_name} has at most {longest} characters")
+        raise _wrong(field_name, f"has at most {longest} characters")
     if not text.isprintable():
-        raise InvalidArgument(f"{field_name} has printable characters only")
+        raise _wrong(field_name, "has printable characters only")
     return text
 
 
@@ -119,12 +119,12 @@ def _models(value: str | Iterable[str] | None) -> tuple[str, ...]:
     try:
         return parse_models(value or ())
     except ValueError as error:
-        raise InvalidArgument(f"allowed_models: {error}") from None
+        raise _wrong("allowed_models", f"is wrong: {error}") from None
 
 
 def _enabled(value: bool | None) -> bool:
     if value is None:
-        raise InvalidArgument("enabled is true or false")
+        raise _wrong("enabled", "is true or false")
     return value
 
 
@@ -134,15 +134,19 @@ def _expires_at(value: datetime | None) -> datetime | None:
 
 def _max_amount(value: int | None) -> int | None:
     if value is not None and not 0 <= value <= MAX_NANOS:
-        raise InvalidArgument(f"max_amount_nanos is 0 to {MAX_NANOS}, or absent for no budget")
+        raise _wrong("max_amount_nanos", f"is 0 to {MAX_NANOS}, or absent for no budget")
     return value
 
 
 def _budget_mode(value: str | None) -> str:
     mode = value or STRICT
     if mode not in (STRICT, SOFT):
-        raise InvalidArgument("budget_mode is strict or soft")
+        raise _wrong("budget_mode", "is strict or soft")
     return mode
+
+
+def _wrong(field_name: str, fault: str) -> InvalidArgument:
+    return InvalidArgument(f"{field_name} {fault}", metadata={"param": field_name})
 
 
 _CHECKS: Mapping[str, Callable[[Any], Any]] = {

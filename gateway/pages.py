@@ -16,7 +16,7 @@ _LONGEST_TOKEN = 512
 def page_limit(page_size: int) -> int:
     """How many things a page holds at most: what is asked for, 100 for 0, never above 1,000. Below 0: InvalidArgument."""
     if page_size < 0:
-        raise InvalidArgument("page_size is 1 to 1000, or 0 for 100")
+        raise InvalidArgument("page_size is 1 to 1000, or 0 for 100", metadata={"param": "page_size"})
     return min(page_size, MAX_SIZE) or DEFAULT_SIZE
 
 
@@ -50,4 +50,7 @@ def decode_page_token(kind: str, token: str, *shape: type[str] | type[int]) -> t
 
 
 def _wrong() -> InvalidArgument:
-    return InvalidArgument("page_token is not one of this list's: take next_page_token from the answer before, or leave it out")
+    return InvalidArgument(
+        "page_token is not one of this list's: take next_page_token from the answer before, or leave it out",
+        metadata={"param": "page_token"},
+    )

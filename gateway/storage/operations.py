@@ -58,5 +58,7 @@ class Operations:
 
 def _canonical(request_id: str) -> str:
     if not is_canonical_uuid(request_id.lower()):
-        raise InvalidArgument("request_id is a UUID, such as 0190b0a4-5b7c-7e3a-9d55-0f6c1a2b3c4d")
+        raise InvalidArgument(
+            "request_id is a UUID, such as 0190b0a4-5b7c-7e3a-9d55-0f6c1a2b3c4d", metadata={"param": "request_id"}
+        )
     return request_id.lower()

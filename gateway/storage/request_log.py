@@ -105,7 +105,7 @@ class RequestLog:
         sql = f"SELECT {_COLUMNS} {_FROM} WHERE r.request_id = ?"
         rows = self._db.query(sql, (request_id,))
         if not rows:
-            raise NotFound(f"there is no request {request_id}")
+            raise NotFound("there is no such request")
         return _to_request(rows[0])
 
     def ended(

@@ -141,7 +141,7 @@ class TokenStore:
     def top_up(self, token_id: int, amount_nanos: int, *, actor: Actor, request_id: str = "") -> ClientToken:
         """Raises a budget. FailedPrecondition for a token without one, InvalidArgument for an amount that is not above 0."""
         if not 0 < amount_nanos <= MAX_NANOS:
-            raise InvalidArgument("amount is above 0 and at most 9000000000")
+            raise InvalidArgument("amount is above 0 and at most 9000000000", metadata={"param": "amount"})
         arguments = {"id": token_id, "amount_nanos": amount_nanos}
         with self._db.write():
             if self._operations.repeated(request_id, "TopUpToken", arguments) is not None:
@@ -151,7 +151,7 @@ class TokenStore:
                 raise FailedPrecondition("the token has no budget to top up: set max_amount first")
             raised = before.max_amount_nanos + amount_nanos
             if raised > MAX_NANOS:
-                raise InvalidArgument("amount: a budget is at most 9000000000")
+                raise InvalidArgument("amount is too much: a budget is at most 9000000000", metadata={"param": "amount"})
             self._operations.note(request_id, "TopUpToken", arguments, token_id=token_id, at=self._clock.now())
             return self._set(before, {"max_amount_nanos": raised}, action="token.top_up", actor=actor)
 
@@ -309,4 +309,4 @@ def _check_chosen(secret: str) -> None:
     try:
         tokens.check_chosen(secret)
     except ValueError as error:
-        raise InvalidArgument(f"token: {error}") from None
+        raise InvalidArgument(f"token is wrong: {error}", metadata={"param": "token"}) from None

@@ -13,6 +13,7 @@ from gateway.errors import Overloaded
 from gateway.pages import decode_page_token, encode_page_token, page_limit
 from gateway.storage.request_log import RequestLog
 from gateway.stubs.admin.v1 import requests_pb2, requests_pb2_grpc
+from services.admin.listing import fill_page
 from services.admin.wire import filter_from_proto, request_to_proto
 
 _LIST = "requests"
@@ -44,10 +45,10 @@ class RequestLogServicer(requests_pb2_grpc.RequestLogServiceServicer):
         after = decode_page_token(_LIST, request.page_token, str)
         before_id = "" if after is None else str(after[0])
         found = self._requests.page(filter_from_proto(request.filter), limit=limit + 1, before_id=before_id)
-        return requests_pb2.ListRequestsResponse(
-            requests=[request_to_proto(call) for call in found[:limit]],
-            next_page_token=encode_page_token(_LIST, found[limit - 1].request_id) if len(found) > limit else "",
+        calls, next_page_token = fill_page(
+            _LIST, found, limit=limit, to_message=request_to_proto, position=lambda call: (call.request_id,)
         )
+        return requests_pb2.ListRequestsResponse(requests=calls, next_page_token=next_page_token)
 
     def GetRequest(
         self, request: requests_pb2.GetRequestRequest, context: grpc.ServicerContext

@@ -5,11 +5,12 @@ from __future__ import annotations
 import grpc
 
 from gateway.clock import to_text
-from gateway.pages import decode_page_token, encode_page_token, page_limit
+from gateway.pages import decode_page_token, page_limit
 from gateway.storage.administrators import AdministratorStore
 from gateway.storage.sessions import SessionStore
 from gateway.stubs.admin.v1 import sessions_pb2, sessions_pb2_grpc
 from services.admin.callers import actor, client_ip, own_session, user_agent
+from services.admin.listing import fill_page
 from services.admin.wire import kind_from_proto, session_to_proto
 
 _LIST = "sessions"
@@ -49,11 +50,14 @@ class SessionServicer(sessions_pb2_grpc.SessionServiceServicer):
         after = decode_page_token(_LIST, request.page_token, str, str)
         before = None if after is None else (str(after[0]), str(after[1]))
         found = self._sessions.page(own_session().administrator_id, limit=limit + 1, before=before)
-        last = found[limit - 1] if len(found) > limit else None
-        return sessions_pb2.ListSessionsResponse(
-            sessions=[session_to_proto(session) for session in found[:limit]],
-            next_page_token="" if last is None else encode_page_token(_LIST, to_text(last.created_at), last.id),
+        sessions, next_page_token = fill_page(
+            _LIST,
+            found,
+            limit=limit,
+            to_message=session_to_proto,
+            position=lambda session: (to_text(session.created_at), session.id),
         )
+        return sessions_pb2.ListSessionsResponse(sessions=sessions, next_page_token=next_page_token)
 
     def RevokeSession(
         self, request: sessions_pb2.RevokeSessionRequest, context: grpc.ServicerContext

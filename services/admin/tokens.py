@@ -6,10 +6,11 @@ import grpc
 
 from gateway.client_tokens import expiry_warnings, model_warnings
 from gateway.clock import Clock
-from gateway.pages import decode_page_token, encode_page_token, page_limit
+from gateway.pages import decode_page_token, page_limit
 from gateway.storage.tokens import TokenStore
 from gateway.stubs.admin.v1 import tokens_pb2, tokens_pb2_grpc
 from services.admin.callers import actor
+from services.admin.listing import fill_page, filter_text
 from services.admin.wire import changes_from_proto, new_token_from_proto, token_to_proto
 
 _LIST = "tokens"
@@ -47,14 +48,14 @@ class TokenServicer(tokens_pb2_grpc.TokenServiceServicer):
         found = self._tokens.page(
             limit=limit + 1,
             before_id=None if after is None else int(after[0]),
-            name_contains=request.name_contains,
-            customer=request.customer,
+            name_contains=filter_text("name_contains", request.name_contains),
+            customer=filter_text("customer", request.customer),
         )
         now = self._clock.now()
-        return tokens_pb2.ListTokensResponse(
-            tokens=[token_to_proto(token, now) for token in found[:limit]],
-            next_page_token=encode_page_token(_LIST, found[limit - 1].id) if len(found) > limit else "",
+        tokens, next_page_token = fill_page(
+            _LIST, found, limit=limit, to_message=lambda token: token_to_proto(token, now), position=lambda token: (token.id,)
         )
+        return tokens_pb2.ListTokensResponse(tokens=tokens, next_page_token=next_page_token)
 
     def UpdateToken(
         self, request: tokens_pb2.UpdateTokenRequest, context: grpc.ServicerContext

@@ -14,6 +14,7 @@ from gateway.storage.audit import AuditEntry
 from gateway.storage.request_log import LoggedRequest, RequestFilter
 from gateway.storage.sessions import TERMINAL, WEB, Session
 from gateway.stubs.admin.v1 import audit_pb2, requests_pb2, sessions_pb2, tokens_pb2
+from services.admin.listing import filter_text
 
 _MODES = {
     tokens_pb2.BUDGET_MODE_UNSPECIFIED: STRICT,
@@ -142,8 +143,8 @@ def filter_from_proto(message: requests_pb2.RequestFilter) -> RequestFilter:
     since: Timestamp | None = getattr(message, "from") if message.HasField("from") else None
     return RequestFilter(
         token_id=message.token_id,
-        token_name=message.token_name,
-        model=message.model,
+        token_name=filter_text("token_name", message.token_name),
+        model=filter_text("model", message.model),
         state=message.state,
         since=None if since is None else moment_from_proto(since, "from"),
         until=moment_from_proto(message.until, "until") if message.HasField("until") else None,

@@ -48,6 +48,20 @@ def test_a_page_token_that_is_none_is_refused(tokens, page_token):
     assert reason(tokens.ListTokens, tokens_pb2.ListTokensRequest(page_token=page_token)) == "INVALID_ARGUMENT"
 
 
+def test_a_page_ends_before_a_message_is_too_large(tokens):
+    wide = ["x" * 240 + f"{number:04}" for number in range(1000)]
+    for _ in range(15):
+        create(tokens, allowed_models=wide)
+    assert listed(tokens, page_size=1000) == [f"token-{number}" for number in range(15, 0, -1)]
+
+
+def test_a_filter_that_can_match_nothing_is_refused(tokens, call):
+    for query in ({"name_contains": "%" * 10_000}, {"customer": "x" * 10_000}):
+        assert reason(tokens.ListTokens, tokens_pb2.ListTokensRequest(**query)) == "INVALID_ARGUMENT"
+    audit = call("operator").audit
+    assert reason(audit.ListAuditRecords, audit_pb2.ListAuditRecordsRequest(subject="x" * 10_000)) == "INVALID_ARGUMENT"
+
+
 PAYLOADS = [
     "' OR '1'='1", "'; DROP TABLE client_tokens; --", '" OR 1=1 --', "1); DELETE FROM audit; --",
     "' UNION SELECT token_hash FROM client_tokens --",
