@@ -53,6 +53,11 @@ class Database(peewee.SqliteDatabase):
         self.path = path
         self._busy_timeout = busy_timeout
 
+    def set_cache(self, kibibytes: int) -> None:
+        """How much of the file each thread keeps in memory, this one and those to come; for a process with many threads."""
+        with faults():
+            self.pragma("cache_size", -kibibytes, permanent=True)
+
     @contextmanager
     def write(self) -> Iterator[None]:
         """One transaction that writes: takes the write lock at once, is on disk when the block ends. Keep it under 50 ms.

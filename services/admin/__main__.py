@@ -20,6 +20,8 @@ from services.admin.app import make_server
 
 _BUSY_TIMEOUT = 1.5  # seconds; auth's writer comes first, and people wait longer than calls do
 
+_CACHE_KIB = 2_000  # a thread: some thirty of them read the log now and then, and none needs much of it twice
+
 
 def main() -> None:
     """Serves until a signal; exits with one line on standard error where it cannot start."""
@@ -29,6 +31,7 @@ def main() -> None:
         identity = Identity.load(settings.identity_dir_for("admin"))
         key = token_key.read(settings.token_key_file)
         with closing(waiting.for_database(settings.database_url, busy_timeout=_BUSY_TIMEOUT)) as db:
+            db.set_cache(_CACHE_KIB)
             claim_token_key(db, key)
             server = make_server(db=db, identity=identity, token_key=key, clock=SystemClock())
             bind(server, settings.admin_listen, identity)
