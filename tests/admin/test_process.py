@@ -82,7 +82,7 @@ def test_what_was_acknowledged_outlives_kills_and_nothing_is_done_by_halves(inst
     """Each token that was answered is there; each that is there has its audit record."""
     told: list[int] = []
     port = free_port()
-    for _ in range(3):
+    for _ in range(2):
         with running(installation, port) as process, operator(installation, port) as channel:
             stub = tokens_pb2_grpc.TokenServiceStub(channel)
             until = time.monotonic() + 0.4
@@ -95,7 +95,7 @@ def test_what_was_acknowledged_outlives_kills_and_nothing_is_done_by_halves(inst
                     told.append(call.result().token.id)
                 else:
                     assert call.code() is grpc.StatusCode.UNAVAILABLE
-    assert len(told) >= 20
+    assert len(told) >= 10
     with running(installation, port), operator(installation, port) as channel:
         page = tokens_pb2_grpc.TokenServiceStub(channel).ListTokens(tokens_pb2.ListTokensRequest(page_size=1000))
         found = {token.id for token in page.tokens}
