@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Protocol
 
 import aiohttp
@@ -55,6 +55,7 @@ class Sending(Payload):
     def __init__(self, body: bytes) -> None:
         super().__init__(body, content_type="application/json")
         self._size = len(body)
+        self.is_small = len(body) <= _WRITE
         self.sent = False
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
@@ -64,7 +65,7 @@ class Sending(Payload):
     async def write(self, writer: AbstractStreamWriter) -> None:
         """Writes the body, at the pace at which the provider takes it."""
         body: bytes = self._value
-        if len(body) <= _WRITE:
+        if self.is_small:
             await writer.write(body)
         else:
             view = memoryview(body)
@@ -185,10 +186,12 @@ class HttpUpstream:
 
     async def send(self, url: URL, headers: Mapping[str, str], sending: Sending) -> Reply:
         """Sends a POST and waits for the status. Raises NotSent, NoStatus."""
-        assert self._session is not None
         try:
-            async with asyncio.timeout(self._connect + self._first_byte):
-                response = await self._session.post(url, data=sending, headers=headers, allow_redirects=False)
+            if sending.is_small:  # it fits into the network's buffers: connecting and waiting have their own limits
+                response = await self._post(url, headers, sending)
+            else:
+                async with asyncio.timeout(self._connect + self._first_byte):
+                    response = await self._post(url, headers, sending)
         except (aiohttp.ClientError, OSError, AddressRefused) as error:
             late = isinstance(error, TimeoutError)
             if sending.sent:
@@ -198,6 +201,10 @@ class HttpUpstream:
         if connection is not None and connection.protocol is not None:
             connection.protocol.read_timeout = self._idle
         return _HttpReply(response)
+
+    def _post(self, url: URL, headers: Mapping[str, str], sending: Sending) -> Awaitable[aiohttp.ClientResponse]:
+        assert self._session is not None
+        return self._session.post(url, data=sending, headers=headers, allow_redirects=False)
 
 
 class CheckingResolver(AbstractResolver):

@@ -202,8 +202,8 @@ class Edge:
 async def until(claim: Callable[[], bool], seconds: float = 3.0) -> None:
     """Waits until something holds that no event tells of."""
     async with asyncio.timeout(seconds):
-        while not claim():
-            await asyncio.sleep(0.005)  # noqa: ASYNC110 - the scripted provider notes facts, it sends no events
+        while not claim():  # noqa: ASYNC110 - the scripted provider notes facts, it sends no events
+            await asyncio.sleep(0.005)
 
 
 def chat(model: str = "mock", prompt: str = "Hello there", **more: object) -> dict[str, object]:
