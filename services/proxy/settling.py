@@ -13,7 +13,7 @@ from typing import Final
 from gateway.errors import GatewayError
 from gateway.process.logs import get_logger
 
-TRAVEL_TIME: Final = 0.05  # seconds in which a validation may take a settlement along, so that it needs no RPC of its own
+TRAVEL_TIME: Final = 0.05  # seconds from one batch to the next, in which settlements gather or travel with a validation
 _AGAIN: Final = 0.25
 _SMALLEST, _LARGEST = 16, 256
 _QUICK, _SLOW = 0.25, 0.5  # seconds a batch may take before batches stop growing, or shrink
@@ -37,17 +37,19 @@ class Settler:
         self._batch = _SMALLEST
         self._failures = 0
         self._hurry = False
+        self._last_turn = float("-inf")
         self._tasks: list[asyncio.Task[None]] = []
 
     def push(self, request_id: str, *, again: bool = False) -> None:
-        """Puts a call on the list, once.
+        """Puts a call on the list, once. On an idle proxy its turn is at once, so that the books show it when it is looked for.
 
         again: it was tried before; its turn comes a little later.
         """
         if request_id in self._queued:
             return
         self._queued.add(request_id)
-        heapq.heappush(self._due, (time.monotonic() + (_AGAIN if again else TRAVEL_TIME), request_id))
+        now = time.monotonic()
+        heapq.heappush(self._due, (now + _AGAIN if again else max(now, self._last_turn + TRAVEL_TIME), request_id))
         self._wake.set()
 
     def start(self) -> None:
@@ -70,7 +72,7 @@ class Settler:
     async def _run(self) -> None:
         while True:
             await self._until_due()
-            started = time.monotonic()
+            self._last_turn = started = time.monotonic()
             try:
                 sent = await self._deliver(self._turn())
             except GatewayError as error:
