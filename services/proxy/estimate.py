@@ -15,6 +15,9 @@ from math import ceil
 _PIECES = re.compile(r"[^\W\d_]+|\d{1,3}|[^\w\s]+|_+|\n\s*|\s{2,}|\s(?=\d)")
 _PLAIN_WORD = 9
 """Letters up to which an ASCII word counts as one token."""
+_OTHER_WORD = 6
+"""The same in a text that writes letters with marks now and then, and so is in another language than English."""
+_MARKED = re.compile(r"[\u00c0-\u024f]")
 _MORE = 5.5
 """Letters of an ASCII word beyond those, to a token."""
 
@@ -38,11 +41,12 @@ def tokens_of(text: str) -> int:
 
 def _count(text: str) -> float:
     total = 0.0
+    plain = _PLAIN_WORD if text.isascii() or len(_MARKED.findall(text)) * 200 < len(text) else _OTHER_WORD
     for piece in _PIECES.findall(text):
         size = len(piece)
         if piece.isascii():
             if piece.isalpha():
-                total += 1 if size <= _PLAIN_WORD else 1 + (size - _PLAIN_WORD) / _MORE
+                total += 1 if size <= plain else 1 + (size - plain) / _MORE
             elif piece.isspace() or piece.isdigit():
                 total += 1
             else:
