@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any, Literal
 
 from aiohttp import web
@@ -125,7 +126,8 @@ class Relay:
                 ticket.settle()
                 if meter.last is None:
                     reply.close()
-        await reply.finish()
+        with suppress(asyncio.CancelledError):  # a caller who leaves now has all of it, and so have the books
+            await reply.finish()
         return response
 
     async def _pass(

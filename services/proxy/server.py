@@ -103,10 +103,12 @@ class EdgeProtocol(RequestHandler):
     def _head_is_late(self) -> None:
         self._head_timer = None
         if self.transport is not None and not self._request_in_progress:
+            request_id = uuid7()
             body = errors.body(RequestTimeout(f"The head of the request took longer than {HEADER_TIME:.0f} seconds."))
             head = (
                 "HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\nConnection: close\r\n"
-                f"Server: {errors.SERVER_NAME}\r\nContent-Length: {len(body)}\r\n\r\n"
+                f"Server: {errors.SERVER_NAME}\r\nx-request-id: {request_id}\r\nrequest-id: {request_id}\r\n"
+                f"Content-Length: {len(body)}\r\n\r\n"
             )
             self.transport.write(head.encode() + body)
         self.force_close()
