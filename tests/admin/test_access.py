@@ -89,8 +89,9 @@ def test_an_identity_without_a_session_opens_nothing(admin, call, nothing_change
             assert attempt(call(identity).channel, service, method) in REFUSED, method.name
 
 
-@pytest.mark.parametrize("secret", ["garbage", "gzs_" + "A" * 43, generate(), "", "Bearer x"])
+@pytest.mark.parametrize("secret", ["garbage", "gzs_" + "A" * 43, "a client token", "", "Bearer x"])
 def test_garbage_and_client_tokens_are_no_sessions(admin, call, nothing_changes, secret):
+    secret = generate() if secret == "a client token" else secret
     for service, method in METHODS:
         if method.name != "Login":
             assert attempt(call("proxy").channel, service, method, bearer(secret)) in REFUSED, method.name
