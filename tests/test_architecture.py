@@ -32,7 +32,7 @@ AREAS = {
     ),
     "gateway.process": Area(
         own={"gateway", "gateway.process"},
-        others={"structlog", "pydantic", "pydantic_core", "pydantic_settings", "prometheus_client", "grpc"},
+        others={"structlog", "pydantic", "pydantic_core", "prometheus_client", "grpc"},
     ),
     "services.auth": Area(
         own={"gateway", "gateway.rpc", "gateway.process", "gateway.storage", "gateway.stubs", "services.auth"},
@@ -121,7 +121,7 @@ def test_imports_point_the_way_that_the_table_says(name: str):
 ALONE = """
 import importlib, json, os, sys
 import aiohttp, cryptography.x509, cyclopts, google.protobuf, grpc
-import peewee, prometheus_client, pydantic_settings, rich, structlog
+import peewee, prometheus_client, pydantic, rich, structlog
 failed = {}
 for name in json.load(sys.stdin):
     read, write = os.pipe()
