@@ -31,7 +31,7 @@ from services.proxy.providers.keys import KeyMissing
 from services.proxy.providers.registry import allowed_hosts, build_registry
 from services.proxy.relay import Relay
 from services.proxy.server import EdgeServer
-from services.proxy.upstream import HttpUpstream
+from services.proxy.upstream_http import HttpUpstream
 
 BACKLOG = 1024
 LAST_SECONDS = 5.0

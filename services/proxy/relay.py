@@ -98,7 +98,7 @@ class Relay:
         )
         ticket.answered(reply.status, meter)
         response = _EventStream(headers={**_EVENTS, **exchange.headers()})
-        keys = target.provider.keys
+        whole = False
         try:
             failure = await self._pass(exchange, ticket, meter, reply, target, response)
             if failure is not None:
@@ -106,15 +106,13 @@ class Relay:
                     raise failure
                 ticket.settle()
                 response.force_close()
-                await response.write(errors.event(failure))
+                await response.write_eof(errors.event(failure))
             else:
                 if not response.prepared:
                     await response.prepare(exchange.request)
-                rest = keys.redact(meter.last or b"")
                 ticket.settle()
-                if rest:
-                    await response.write(rest)
-            await response.write_eof()
+                await response.write_eof(target.provider.keys.redact(meter.last or b""))
+                whole = True
         except (asyncio.CancelledError, ConnectionError):
             if ticket.settlement is None:
                 ticket.hung_up()
@@ -124,7 +122,7 @@ class Relay:
         finally:
             if not ticket.handed_over:
                 ticket.settle()
-                if meter.last is None:
+                if not whole:
                     reply.close()
         with suppress(asyncio.CancelledError):  # a caller who leaves now has all of it, and so have the books
             await reply.finish()

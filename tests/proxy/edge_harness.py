@@ -32,7 +32,7 @@ from services.proxy.metrics import EdgeMetrics
 from services.proxy.providers.registry import build_registry
 from services.proxy.relay import Relay
 from services.proxy.server import EdgeServer
-from services.proxy.upstream import HttpUpstream
+from services.proxy.upstream_http import HttpUpstream
 from tests.fakes.provider import Provider
 
 TOKEN = "sk-test-token-of-the-tests"
@@ -258,7 +258,7 @@ async def running_edge(
             metrics=EdgeMetrics(CollectorRegistry()),
         )
         server = EdgeServer(app.handle, most=connections)
-        runner = web.ServerRunner(server)
+        runner = web.ServerRunner(server, shutdown_timeout=0.2)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
