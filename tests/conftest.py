@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import ipaddress
+import json
+import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import structlog
+
+from gateway.process import logs
 
 
 def _is_loopback(address: Any) -> bool:
@@ -54,3 +60,26 @@ def no_settings_of_the_machine() -> Iterator[None]:
             if name.startswith(("GATEWAY_", "OPENAI_", "ANTHROPIC_")) or name.lower().endswith("_proxy"):
                 patch.delenv(name)
         yield
+
+
+LogLines = Callable[[], list[dict[str, Any]]]
+
+
+@pytest.fixture
+def logs_as_before() -> Iterator[None]:
+    """Undoes what a test did to the logs of this process."""
+    root = logging.getLogger()
+    before, handlers, level = structlog.get_config(), root.handlers[:], root.level
+    yield
+    logs.configure("warning", "json", "test")
+    structlog.configure(**before)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def log_lines(logs_as_before: None) -> LogLines:
+    """What has been logged so far, each line read as JSON."""
+    stream = io.StringIO()
+    logs.configure("debug", "json", "test", stream=stream)
+    return lambda: [json.loads(line) for line in stream.getvalue().splitlines()]

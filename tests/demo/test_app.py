@@ -9,12 +9,11 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import aiohttp
 import openai
 import pytest
-import structlog
 from aiohttp import web
 
 from services.demo.app import Demo
@@ -103,32 +102,22 @@ async def test_the_pace_holds_for_streams_and_plain_answers(started) -> None:
             assert 0.2 <= loop.time() - before < 2.0
 
 
-@pytest.fixture
-def every_log_line() -> Iterator[None]:
-    """Takes back what other tests set up for logs, such as a level."""
-    before = structlog.get_config()
-    structlog.reset_defaults()
-    yield
-    structlog.configure(**before)
-
-
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_caller_who_hangs_up_stops_the_generation(started, every_log_line, stream: bool) -> None:
+async def test_a_caller_who_hangs_up_stops_the_generation(started, log_lines, stream: bool) -> None:
     running = await started(pace=50)
     body = {"model": "demo", "messages": QUESTION, "stream": stream, "min_tokens": 5000}
-    with structlog.testing.capture_logs() as logs:
-        async with aiohttp.ClientSession() as http:
-            post = asyncio.ensure_future(http.post(f"{running.url}/v1/chat/completions", json=body))
-            if stream:
-                answer = await post
-                await answer.content.readline()
-                answer.close()
-            else:
-                await asyncio.sleep(0.3)
-                post.cancel()
-                await asyncio.gather(post, return_exceptions=True)
-        await asyncio.wait_for(running.demo.idle(), 5)
-    (line,) = [line for line in logs if line["event"] == "completion"]
+    async with aiohttp.ClientSession() as http:
+        post = asyncio.ensure_future(http.post(f"{running.url}/v1/chat/completions", json=body))
+        if stream:
+            answer = await post
+            await answer.content.readline()
+            answer.close()
+        else:
+            await asyncio.sleep(0.3)
+            post.cancel()
+            await asyncio.gather(post, return_exceptions=True)
+    await asyncio.wait_for(running.demo.idle(), 5)
+    (line,) = [line for line in log_lines() if line["event"] == "completion"]
     assert line["whole"] is False
     assert 0 <= line["output_tokens"] < 500
 

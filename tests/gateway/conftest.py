@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,10 +10,8 @@ from typing import Any
 
 import grpc
 import pytest
-import structlog
 
 from gateway.errors import Unauthenticated
-from gateway.process import logs
 from gateway.process.settings import Settings, SettingsError, load_settings
 from gateway.rpc.access import AccessTable, Rule, methods_of, principal
 from gateway.rpc.channel import sync_channel
@@ -156,29 +151,6 @@ def wait_until() -> Callable[[Callable[[], bool]], None]:
             time.sleep(0.01)
 
     return wait
-
-
-LogLines = Callable[[], list[dict[str, Any]]]
-
-
-@pytest.fixture
-def logs_as_before() -> Iterator[None]:
-    """Undoes what a test did to the logs of this process."""
-    root = logging.getLogger()
-    before, handlers, level = structlog.get_config(), root.handlers[:], root.level
-    yield
-    logs.configure("warning", "json", "test")
-    structlog.configure(**before)
-    root.handlers[:] = handlers
-    root.setLevel(level)
-
-
-@pytest.fixture
-def log_lines(logs_as_before: None) -> LogLines:
-    """What has been logged so far, each line read as JSON."""
-    stream = io.StringIO()
-    logs.configure("debug", "json", "test", stream=stream)
-    return lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
 Load = Callable[..., Settings]

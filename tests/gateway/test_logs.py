@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.process import logs
-from tests.gateway.conftest import LogLines
+from tests.conftest import LogLines
 
 pytestmark = pytest.mark.usefixtures("logs_as_before")
 
