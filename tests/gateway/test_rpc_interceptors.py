@@ -13,7 +13,8 @@ from gateway.process import logs
 from gateway.rpc.identity import Identity
 from gateway.stubs.admin.v1 import requests_pb2, requests_pb2_grpc
 from gateway.stubs.auth.v1 import auth_pb2, auth_pb2_grpc
-from tests.gateway.conftest import LogLines, Loopback
+from tests.conftest import LogLines
+from tests.gateway.conftest import Loopback
 
 BEAT = "/gateway.auth.v1.AuthService/Beat"
 FIRST, SECOND = "01936b2e-5f2a-7000-8000-0123456789ab", "01936b2e-5f2a-7000-8000-ba9876543210"
