@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,13 +53,16 @@ class Installation:
         return self.stack.query("SELECT * FROM requests WHERE token_id = ? ORDER BY request_id", self.row(token)["id"])
 
 
-def install(directory: Path, *services: str, **settings: str) -> Iterator[Installation]:
-    """Starts the services in a new installation; ends everything when the generator does."""
+ADMIN_PASSWORD = "correct horse battery staple"
+
+
+def install(directory: Path, made: Path, *services: str, **settings: str) -> Iterator[Installation]:
+    """Starts the services in a copy of what `gateway init` made; ends everything when the generator does."""
     directory.mkdir(exist_ok=True)
+    shutil.copytree(made, directory / "data")
     provider = ProviderProcess(directory)
     try:
         with Stack(directory, toml(provider.base_url), settings) as stack:
-            stack.gateway("init")
             stack.start(*services)
             stack.wait_until_ready()
             yield Installation(stack, provider, itertools.count(1))
@@ -66,26 +70,31 @@ def install(directory: Path, *services: str, **settings: str) -> Iterator[Instal
         provider.close()
 
 
-ADMIN_PASSWORD = "correct horse battery staple"
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data directory as `gateway init` leaves it."""
+    directory = tmp_path_factory.mktemp("made")
+    with Stack(directory, toml("http://127.0.0.1:9/v1"), {"GATEWAY_ADMIN_PASSWORD": ADMIN_PASSWORD}) as stack:
+        stack.gateway("init")
+    return directory / "data"
 
 
 @pytest.fixture(scope="session")
-def suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+def suite(tmp_path_factory: pytest.TempPathFactory, made: Path) -> Iterator[Installation]:
     """auth, admin and proxy, shared by all tests that leave them running."""
-    directory = tmp_path_factory.mktemp("suite")
-    yield from install(directory, "auth", "admin", "proxy", GATEWAY_ADMIN_PASSWORD=ADMIN_PASSWORD)
+    yield from install(tmp_path_factory.mktemp("suite"), made, "auth", "admin", "proxy")
 
 
 Installer = Callable[..., Installation]
 
 
 @pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[Installer]:
+def fresh(tmp_path: Path, made: Path) -> Iterator[Installer]:
     """Makes installations that a test may break: `fresh("auth", "proxy", GATEWAY_DRAIN="1")`."""
     running: list[Iterator[Installation]] = []
 
     def make(*services: str, **settings: str) -> Installation:
-        generator = install(tmp_path / f"installation-{len(running)}", *services, **settings)
+        generator = install(tmp_path / f"installation-{len(running)}", made, *services, **settings)
         running.append(generator)
         return next(generator)
 
