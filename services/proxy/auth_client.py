@@ -12,11 +12,20 @@ import contextlib
 from collections import deque
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import grpc
 
-from gateway.errors import AuthUnavailable, GatewayError, Overloaded
+from gateway.errors import (
+    AuthUnavailable,
+    DatabaseUnavailable,
+    GatewayError,
+    Internal,
+    Overloaded,
+    PermissionDenied,
+    RequestTooLarge,
+    Unauthenticated,
+)
 from gateway.process.logs import get_logger
 from gateway.rpc.status import from_reason, from_status
 from gateway.stubs.auth.v1 import auth_pb2 as pb
@@ -28,6 +37,7 @@ PATIENCE: Final = 1.0  # seconds from a call's arrival until it is told that aut
 RPC_TIMEOUT: Final = 0.8
 MOST_WAITING: Final = 2_000
 VALIDATIONS_PER_BATCH: Final = 64
+BYTES_PER_BATCH: Final = 1_000_000  # of the 1 MiB that a batch may have
 BATCHES_IN_FLIGHT: Final = 2
 SECOND_BATCH: Final = 32  # calls
 BEAT_INTERVAL: Final = 5.0
@@ -37,8 +47,13 @@ _LATE: Final = 0.02
 _SETTLE_TIMEOUT: Final = 5.0
 _AGAIN: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
 _UNAVAILABLE: Final = grpc.StatusCode.UNAVAILABLE.value[0]
+# What auth says before it does anything. To the caller these are a fault of ours: he is neither unknown nor forbidden.
+_OUR_FAULT: Final = (PermissionDenied, Unauthenticated, RequestTooLarge)
 
 _log = get_logger(__name__)
+
+_Q = TypeVar("_Q")
+_A = TypeVar("_A")
 
 
 @dataclass(slots=True, eq=False)
@@ -50,8 +65,10 @@ class _Waiting:
     deadline: float
     answer: asyncio.Future[pb.Grant]
     timer: asyncio.TimerHandle | None = field(default=None)
-    sent: bool = False
-    """Whether auth may have seen it."""
+    in_flight: bool = False
+    """Whether it is on its way to auth."""
+    lost: bool = False
+    """Whether an earlier try did not come back, so that auth may have admitted it or may do so yet."""
 
 
 class AuthClient:
@@ -74,6 +91,7 @@ class AuthClient:
         self._pump_due = False
         self._answering = False
         self._answered_at = 0.0
+        self._reconnecting: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -87,8 +105,8 @@ class AuthClient:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for waiting in self._queue:
-            self._give_up(waiting)
+        while self._queue:
+            self._give_up(self._queue.popleft())
 
     @property
     def ready(self) -> bool:
@@ -116,8 +134,10 @@ class AuthClient:
         except asyncio.CancelledError:
             # The decision may already be there, and the caller gone before he could take it.
             decided = waiting.answer
-            if not decided.done() or decided.cancelled() or decided.exception() is None:
+            if not decided.done() or decided.cancelled():
                 self._withdraw(waiting)
+            elif decided.exception() is None:
+                self._withdraw(waiting, granted=True)
             raise
         finally:
             self._waiting -= 1
@@ -125,15 +145,15 @@ class AuthClient:
 
     async def token_usage(self, token: str, client_ip: str, details: bool) -> pb.GetTokenUsageResponse:
         """A token's books, with the calls that have ended up to now. Raises TokenUnknown, AuthUnavailable."""
-        await self._settle_pending(token_key(token))
+        until = asyncio.get_running_loop().time() + PATIENCE
+        await self._settle_pending(token_key(token), until)
         request = pb.GetTokenUsageRequest(token=token, client_ip=client_ip, details=details)
-        with self._faults():
-            return await self._stub.GetTokenUsage(request, timeout=RPC_TIMEOUT)
+        return await self._ask(self._stub.GetTokenUsage, request, until)
 
     async def list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
         """The models that a token may use. Raises the Refusal of a denial, AuthUnavailable."""
-        with self._faults():
-            response = await self._stub.ListModels(request, timeout=RPC_TIMEOUT)
+        until = asyncio.get_running_loop().time() + PATIENCE
+        response = await self._ask(self._stub.ListModels, request, until)
         if response.HasField("denial"):
             raise refusal_of(response.denial)
         return response
@@ -150,16 +170,32 @@ class AuthClient:
         self._pump_due = False
         loop = asyncio.get_running_loop()
         while self._queue and self._may_send(loop.time()):
-            batch: list[_Waiting] = []
-            while self._queue and len(batch) < VALIDATIONS_PER_BATCH:
-                waiting = self._queue.popleft()
-                if not waiting.answer.done():  # who left meanwhile is not asked for
-                    batch.append(waiting)
-            if batch:
+            if self._channel.get_state(try_to_connect=True) is not grpc.ChannelConnectivity.READY:
+                self._reconnect()  # what is not sent needs no withdrawal
+                return
+            if batch := self._gather():
                 self._in_flight += 1
                 self._sent_at = loop.time()
                 loop.call_later(_LATE, self._pump_soon)
                 self._run(self._send(batch))
+
+    def _gather(self) -> list[_Waiting]:
+        """Takes from the queue what fits into one batch together with all that its tokens have pending."""
+        batch: list[_Waiting] = []
+        keys: set[bytes] = set()
+        settlements = size = 0
+        while self._queue and len(batch) < VALIDATIONS_PER_BATCH:
+            waiting = self._queue[0]
+            if not waiting.answer.done():  # who left meanwhile is not asked for
+                count, weight = (0, 0) if waiting.token_key in keys else self._outbox.weight(waiting.token_key)
+                weight += waiting.request.ByteSize() + 8
+                if batch and (settlements + count > SETTLEMENTS_PER_BATCH or size + weight > BYTES_PER_BATCH):
+                    break
+                settlements, size = settlements + count, size + weight
+                keys.add(waiting.token_key)
+                batch.append(waiting)
+            self._queue.popleft()
+        return batch
 
     def _may_send(self, now: float) -> bool:
         """Whether a batch may leave now.
@@ -176,13 +212,15 @@ class AuthClient:
         again: list[_Waiting] = []
         try:
             again = await self._decide(batch)
+        except asyncio.CancelledError:
+            self._fail(batch)
+            raise
         except GatewayError as error:
-            for waiting in batch:
-                _fail(waiting, error)
+            _log.error("auth cannot take a batch of validations", reason=error.reason, error=error.message)
+            self._fail(batch)
         except Exception:
             _log.exception("a batch of validations failed")
-            for waiting in batch:
-                _fail(waiting, _away())
+            self._fail(batch)
         finally:
             self._in_flight -= 1
         if again:
@@ -193,51 +231,72 @@ class AuthClient:
 
     async def _decide(self, batch: list[_Waiting]) -> list[_Waiting]:
         """Sends a batch; gives those that are to be asked again. Raises GatewayError for a fault of the whole batch."""
-        last = max(waiting.deadline for waiting in batch)
-        if not await self._connected(last):
-            return [waiting for waiting in batch if not waiting.answer.done()]
-        batch = [waiting for waiting in batch if not waiting.answer.done()]
-        left = last - asyncio.get_running_loop().time()
-        if not batch or left <= 0:
-            return batch
+        # The oldest may leave before the answer: a batch that ended with his second would be lost to all the others, again and
+        # again, as long as auth is slow.
+        left = max(waiting.deadline for waiting in batch) - asyncio.get_running_loop().time()
         settlements = self._outbox.pending({waiting.token_key for waiting in batch}, SETTLEMENTS_PER_BATCH)
         request = pb.BatchValidateTokensRequest(settlements=settlements, validations=[waiting.request for waiting in batch])
         for waiting in batch:
-            waiting.sent = True
+            waiting.in_flight = True
         try:
-            response = await self._stub.BatchValidateTokens(request, timeout=min(RPC_TIMEOUT, left))
-        except grpc.aio.AioRpcError as error:
+            response = await self._stub.BatchValidateTokens(request, timeout=max(0.0, min(RPC_TIMEOUT, left)))
+            _check_number(len(batch), len(response.validations))
+            _check_number(len(settlements), len(response.settlements))
+        except BaseException as fault:
             self._outbox.failed(settlements)
             self._answering = False
-            if error.code() in _AGAIN:
+            error = from_status(fault) if isinstance(fault, grpc.aio.AioRpcError) else fault
+            for waiting in batch:
+                waiting.in_flight = False
+                waiting.lost |= not isinstance(error, (DatabaseUnavailable, *_OUR_FAULT))
+            if isinstance(error, (AuthUnavailable, DatabaseUnavailable, Overloaded)):
                 return batch
-            raise from_status(error) from error
-        except BaseException:
-            self._outbox.failed(settlements)
-            raise
+            if error is fault:
+                raise
+            raise error from fault
         self._note_answer()
         self._outbox.acknowledged(settlements, response.settlements)
-        return [waiting for waiting, result in zip(batch, response.validations, strict=True) if not _resolve(waiting, result)]
+        for waiting in batch:
+            waiting.in_flight = False
+        return [
+            waiting for waiting, result in zip(batch, response.validations, strict=True) if not self._resolve(waiting, result)
+        ]
 
-    async def _connected(self, until: float) -> bool:
-        """Waits until the channel is connected, at most until this time of the loop. What is not sent needs no withdrawal."""
-        while (state := self._channel.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
-            try:
-                async with asyncio.timeout_at(until):
-                    await self._channel.wait_for_state_change(state)
-            except TimeoutError:
+    def _resolve(self, waiting: _Waiting, result: pb.ValidationResult) -> bool:
+        """Gives a caller his answer; False when auth is to be asked again."""
+        if waiting.answer.done():
+            return True
+        if result.WhichOneof("result") == "error":
+            if result.error.code == _UNAVAILABLE:
                 return False
+            self._tell(waiting, from_reason(result.error.reason, result.error.message, code=result.error.code))
+        else:
+            self._tell(waiting, grant_of(result.response))
         return True
+
+    def _tell(self, waiting: _Waiting, answer: pb.Grant | GatewayError) -> None:
+        if waiting.answer.done():
+            return
+        if isinstance(answer, GatewayError):
+            # A try that was lost may still be admitted after this one was refused.
+            self._withdraw(waiting)
+            waiting.answer.set_exception(_away() if isinstance(answer, _OUR_FAULT) else answer)
+        else:
+            waiting.answer.set_result(answer)
+
+    def _fail(self, batch: list[_Waiting]) -> None:
+        for waiting in batch:
+            self._tell(waiting, _away())
 
     def _give_up(self, waiting: _Waiting) -> None:
         """The caller's second is over."""
-        if not waiting.answer.done():
-            waiting.answer.set_exception(_away())
-            self._withdraw(waiting)
+        self._tell(waiting, _away())
+        while self._queue and self._queue[0].answer.done():
+            self._queue.popleft()
 
-    def _withdraw(self, waiting: _Waiting) -> None:
+    def _withdraw(self, waiting: _Waiting, *, granted: bool = False) -> None:
         """Takes back an admission that may have come to be, or may come yet: auth remembers that should it come later."""
-        if waiting.sent and waiting.request.request_id:
+        if waiting.request.request_id and (granted or waiting.in_flight or waiting.lost):
             report = pb.RecordUsageRequest(
                 request_id=waiting.request.request_id,
                 outcome=pb.OUTCOME_RELEASED,
@@ -246,7 +305,37 @@ class AuthClient:
             )
             self._outbox.append(report, waiting.token_key)
 
+    # -- the connection ------------------------------------------------------------------------------------------------------
+
+    def _reconnect(self) -> asyncio.Task[None]:
+        """Has the channel connect, however long that takes; then what waits is sent."""
+        if self._reconnecting is None or self._reconnecting.done():
+            self._reconnecting = self._run(self._connect())
+        return self._reconnecting
+
+    async def _connect(self) -> None:
+        while (state := self._channel.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
+            await self._channel.wait_for_state_change(state)
+        self._pump_soon()
+
     # -- the other RPCs ------------------------------------------------------------------------------------------------------
+
+    async def _ask(self, rpc: grpc.aio.UnaryUnaryMultiCallable[_Q, _A], request: _Q, until: float) -> _A:
+        """One RPC, tried again until this time of the loop while auth is away. Raises AuthUnavailable or what auth refuses."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.wait({self._reconnect()}, timeout=until - loop.time())
+            left = until - loop.time()
+            if left <= _RETRY:
+                raise _away()
+            try:
+                with self._faults():
+                    return await rpc(request, timeout=min(RPC_TIMEOUT, left))
+            except (AuthUnavailable, DatabaseUnavailable):
+                await asyncio.sleep(_RETRY)
+            except _OUR_FAULT as error:
+                _log.error("auth refuses this proxy", reason=error.reason, error=error.message)
+                raise _away() from error
 
     async def _settle(self, settlements: list[pb.RecordUsageRequest]) -> list[pb.SettlementResult]:
         """Gives settlements to the ledger, for the outbox. Raises GatewayError."""
@@ -255,17 +344,18 @@ class AuthClient:
             response = await self._stub.BatchRecordUsage(request, timeout=_SETTLE_TIMEOUT)
         return list(response.settlements)
 
-    async def _settle_pending(self, key: bytes) -> None:
+    async def _settle_pending(self, key: bytes, until: float) -> None:
         """Has what a token still has in the outbox booked, so that its holder finds the call that has just been answered."""
         settlements = self._outbox.pending({key})
         if not settlements:
             return
         try:
-            results = await self._settle(settlements)
+            response = await self._ask(self._stub.BatchRecordUsage, pb.BatchRecordUsageRequest(settlements=settlements), until)
+            _check_number(len(settlements), len(response.settlements))
         except BaseException:
             self._outbox.failed(settlements)
             raise
-        self._outbox.acknowledged(settlements, results)
+        self._outbox.acknowledged(settlements, response.settlements)
 
     async def _keep_beating(self) -> None:
         while True:
@@ -301,32 +391,16 @@ class AuthClient:
         self._answering = True
         self._answered_at = asyncio.get_running_loop().time()
 
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+    def _run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
-def _resolve(waiting: _Waiting, result: pb.ValidationResult) -> bool:
-    """Gives a caller his answer; False when auth is to be asked again."""
-    if waiting.answer.done():
-        return True
-    if result.WhichOneof("result") == "error":
-        if result.error.code == _UNAVAILABLE:
-            return False
-        _fail(waiting, from_reason(result.error.reason, result.error.message, code=result.error.code))
-        return True
-    answer = grant_of(result.response)
-    if isinstance(answer, GatewayError):
-        waiting.answer.set_exception(answer)
-    else:
-        waiting.answer.set_result(answer)
-    return True
-
-
-def _fail(waiting: _Waiting, error: GatewayError) -> None:
-    if not waiting.answer.done():
-        waiting.answer.set_exception(error)
+def _check_number(asked: int, answered: int) -> None:
+    if asked != answered:
+        raise Internal(f"auth gave {answered} answers to {asked} items")
 
 
 def _away() -> AuthUnavailable:
