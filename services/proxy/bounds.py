@@ -7,6 +7,7 @@ of the text as it is nor of its NFKC form, to which some tokenizers bring it fir
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +30,8 @@ AUDIO_BYTES = 64
 over a hundred."""
 PER_NUMBER = 24
 """Characters that a number, true, false or null is written with at the most."""
-_CHUNK = 1 << 16
+_PER_MARK = 4
+"""Bytes by which a combining mark can lengthen the characters around it, generously."""
 _SAMPLE = 1 << 14
 
 _FREE_TIERS = frozenset({"auto", "default", "flex", "standard"})
@@ -94,12 +96,18 @@ def text_ceiling(text: str) -> int:
     if text.isascii():
         return len(text)
     raw = len(text.encode("utf-8", "surrogatepass"))
-    # By pieces: a single character can become 18, and no boundary makes the sum smaller than the whole.
-    normal = sum(
-        len(unicodedata.normalize("NFKC", text[start : start + _CHUNK]).encode("utf-8", "surrogatepass"))
-        for start in range(0, len(text), _CHUNK)
-    )
+    if unicodedata.is_normalized("NFKC", text):
+        return raw
+    # Each different character once: to normalize the text itself, a sender of combining marks could make as slow as he liked.
+    # A mark that composes with another character than in the text can lengthen that, so marks count for more.
+    normal = sum(count * _normal_size(character) for character, count in Counter(text).items())
     return max(raw, normal)
+
+
+def _normal_size(character: str) -> int:
+    """Bytes that a character adds to the NFKC form of a text at the most."""
+    size = len(unicodedata.normalize("NFKC", character).encode("utf-8", "surrogatepass"))
+    return size + _PER_MARK if unicodedata.combining(character) else size
 
 
 def chat_bound(members: dict[str, Any]) -> InputBound:

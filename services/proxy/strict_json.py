@@ -23,7 +23,8 @@ MAX_DIGITS = 1000
 _decode = msgspec.json.Decoder().decode
 _ESCAPED_COLON = re.compile(rb"\\u003[aA]")
 _end_of_space = re.compile(r"[ \t\n\r]*").match
-_DIGITS = re.compile(rb"[0-9.]{%d}" % MAX_DIGITS)
+# Looked for at the beginnings of runs only: tried at each digit, runs of nearly this length would cost their length squared.
+_DIGITS = re.compile(rb"(?<![0-9.])[0-9.]{%d}" % MAX_DIGITS)
 _TWO_DIGITS = re.compile(rb"[0-9.]{2}")
 _scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]  # the C scanner of values, absent from the type stubs
 

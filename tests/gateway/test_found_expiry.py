@@ -1,0 +1,36 @@
+"""The last days of the calendar, which people write where they mean never."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from gateway.admission import Admitted
+from gateway.clock import parse_expiry
+from tests.support.ledger import admission, make_database, open_ledger
+
+
+def test_the_last_day_of_the_calendar_is_a_date_like_any_other():
+    assert parse_expiry("9999-12-31") == datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("text", ["9999-12-31T23:59:59-01:00", "0001-01-01T00:00:00+05:00"])
+def test_a_moment_outside_of_the_calendar_is_refused_in_words(text):
+    with pytest.raises(ValueError, match="lies outside"):
+        parse_expiry(text)
+
+
+@pytest.mark.parametrize("text", ["9999-12-31", "9999-12-31T23:59:59-01:00"])
+def test_a_far_expiry_does_not_keep_other_rows_from_being_adopted(tmp_path, text):
+    db = make_database(tmp_path)
+    ledger = open_ledger(db)
+    with db.write():
+        db.run("INSERT INTO client_tokens (name, token, expires_at) VALUES ('far', 'token-that-never-ends', ?)", (text,))
+        db.run("INSERT INTO client_tokens (name, token) VALUES ('other', 'another-plain-token')")
+
+    (answer,) = ledger.commit([], [admission(secret="another-plain-token")]).admissions
+
+    assert isinstance(answer, Admitted)
+    ledger.close()
+    db.close()
