@@ -44,6 +44,8 @@ class Findings:
     rows: int = 0
     exact: int = 0
     estimated: int = 0
+    unreported: int = 0
+    """Calls that reached the provider and that nobody reported: their rows are open or have expired."""
     charged_without_call: int = 0
     """Rows at their hold whose call never reached the provider: the proxy was killed between writing it down and sending it."""
     problems: list[str] = field(default_factory=list)
@@ -89,6 +91,7 @@ def _every_call_has_one_row(calls: list[Call], rows: list[dict[str, Any]], findi
 
 def _row_says_what_the_call_was(call: Call, row: dict[str, Any], prices: Prices, findings: Findings) -> None:
     """I3, I4: the provider's numbers exactly, or an estimate up to the hold; never free when something was generated."""
+    findings.unreported += row["state"] in {"admitted", "expired"}
     if row["usage_source"] == "provider":
         findings.exact += 1
         told = call.usage_told

@@ -55,6 +55,7 @@ async def test_what_is_killed_and_started_again_leaves_the_books_exact(fresh, vi
     findings = audit(suite.stack.database, suite.provider.ledger, RATES, answered=answered)
     print(victim, findings)  # shown by `pytest -rP`
     assert findings.problems == [], f"{findings}\n{suite.stack.log_tails()}"
+    assert findings.unreported == 0, "what a dead proxy wrote down is reported by the next one"
     assert findings.accepted >= KILLS * AT_ONCE
     assert findings.estimated + findings.charged_without_call <= KILLS * AT_ONCE * (victim == "proxy"), findings
     assert suite.stack.gateway("reconcile").stdout.strip().endswith("0 differences")
