@@ -6,6 +6,7 @@ The event loop appends; syncs, probes and removals run on one thread of their ow
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +20,7 @@ from services.proxy.outbox_files import Kind, Segment, encode, probe, segment_na
 
 SEGMENT_BYTES: Final = 16 * 1024 * 1024
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_BAD_FILE: Final = frozenset({errno.EFBIG, errno.EIO})
 SYNC_INTERVAL: Final = 0.2
 CARE_INTERVAL: Final = 1.0
 _MANY_SEGMENTS: Final = 3
@@ -73,18 +75,16 @@ class Journal:
         """Starts syncing and caring; needs the running loop."""
         self._tasks = [asyncio.create_task(self._keep_synced()), asyncio.create_task(self._keep_well())]
 
-    async def close(self, *, keep: bool) -> None:
-        """Syncs and unlocks.
-
-        keep: whether the files stay for the next process to adopt.
-        """
+    async def close(self) -> None:
+        """Syncs and unlocks. With a call in them that is not finished the files stay, for the next process to adopt."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._unwritten and keep:
+        if any(self._snapshot(request_id) for request_id in self._unwritten):
             await self._recover()
-        await self._sync()
-        if not keep:
+        if self._homes:
+            await self._sync()
+        else:
             await self._on_thread(self._remove, self._segments)
         for segment in self._segments:
             segment.close()
@@ -130,7 +130,12 @@ class Journal:
         current = self._segments[-1] if self._segments else None
         if current is None or current.broken or current.size >= self._segment_bytes:
             current = self._rotate()
-        current.append(data)
+        try:
+            current.append(data)
+        except OSError as error:
+            # These tell of the file and not of the disk: a new one may do. An empty one is no better than another empty one.
+            current.broken |= error.errno in _BAD_FILE and current.size > 0
+            raise
         return current
 
     def _rotate(self) -> Segment:
@@ -177,11 +182,11 @@ class Journal:
 
     async def _keep_well(self) -> None:
         while True:
-            try:
-                await asyncio.wait_for(self._failed.wait(), CARE_INTERVAL)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CARE_INTERVAL):
+                    await self._failed.wait()
+            if not self.writable:
                 await asyncio.sleep(CARE_INTERVAL)
-            except TimeoutError:
-                pass
             try:
                 await self._care()
             except OSError as error:
@@ -247,6 +252,7 @@ class Journal:
                 segment.remove()
             except OSError as error:
                 _log.warning("outbox_file_not_removed", file=segment.path.name, error=str(error))
+                segment.close()
 
     async def _on_thread(self, call: Callable[..., None], *arguments: object) -> None:
         await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)

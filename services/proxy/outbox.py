@@ -7,6 +7,7 @@ files hold is no secret: which token a call belongs to is known in memory only, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import time
@@ -79,6 +80,7 @@ class Outbox:
         self._empty = asyncio.Event()
         self._empty.set()
         self._groups: list[Group] = []
+        self._group_done = asyncio.Event()
         self._journal = Journal(directory, proxy_id, snapshot=self._snapshot, segment_bytes=segment_bytes)
         self._settler = Settler(self._deliver)
         self._send: Send | None = None
@@ -134,7 +136,8 @@ class Outbox:
         if self._send is not None:
             await self._settler.drain(self._empty, drain)
         await self._settler.close()
-        await self._journal.close(keep=bool(self._calls))
+        await self._journal.close()
+        await self._drop_groups()
         for group in self._groups:
             group.close()
 
@@ -317,6 +320,8 @@ class Outbox:
         self._journal.finish(request_ids)
         for group in self._groups:
             group.waiting.difference_update(request_ids)
+            if not group.waiting:
+                self._group_done.set()
 
     def _refuse(self, refused: Sequence[tuple[_Call, ItemError]]) -> list[str]:
         """Moves aside what the ledger will never take; returns the calls that are done with."""
@@ -346,7 +351,9 @@ class Outbox:
             except OSError as error:
                 _log.warning("outbox_not_adopted", error=describe(error))
             while (left := started + ADOPTION_INTERVAL - time.monotonic()) > 0:
-                await asyncio.sleep(min(1.0, left))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(left):
+                        await self._group_done.wait()
                 await self._drop_groups()
 
     async def _adopt(self) -> None:
@@ -368,11 +375,14 @@ class Outbox:
         await self._drop_groups()
 
     async def _drop_groups(self) -> None:
+        """Removes the files of dead processes of which everything is acknowledged."""
+        self._group_done.clear()
         for group in [group for group in self._groups if not group.waiting]:
+            self._groups.remove(group)
             try:
                 await asyncio.to_thread(group.remove)
-                self._groups.remove(group)
             except OSError as error:
+                self._groups.append(group)
                 _log.warning("outbox_file_not_removed", error=describe(error))
 
 

@@ -191,11 +191,9 @@ class Segment:
         return os.fstat(self.fd).st_nlink > 0
 
     def remove(self) -> None:
-        """Takes the file away and unlocks it. Raises OSError when it stays."""
-        try:
-            self.path.unlink(missing_ok=True)
-        finally:
-            self.close()
+        """Takes the file away and unlocks it. Raises OSError when it stays; it is still locked then."""
+        self.path.unlink(missing_ok=True)
+        self.close()
 
     def close(self) -> None:
         """Unlocks the file and leaves it where it is."""
@@ -230,9 +228,10 @@ def remove_unfinished(directory: Path) -> None:
         segment = Segment.take(path)
         if segment is None:
             continue
-        if time.time() - os.fstat(segment.fd).st_mtime > _ABANDONED:
-            segment.remove()
-        else:  # someone may be about to lock it
+        try:
+            if time.time() - os.fstat(segment.fd).st_mtime > _ABANDONED:  # a younger one someone may be about to lock
+                segment.remove()
+        finally:
             segment.close()
 
 

@@ -61,7 +61,8 @@ class Settler:
         self._hurry = True
         self._wake.set()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(empty.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await empty.wait()
 
     async def close(self) -> None:
         """Stops."""
