@@ -8,6 +8,7 @@ empties the write-ahead log afterwards (`Database.checkpoint(truncate=True)`), s
 from __future__ import annotations
 
 import json
+import sqlite3
 from decimal import Decimal
 from typing import Any
 
@@ -32,13 +33,22 @@ def adopt(db: Database, key: bytes, now: str) -> int:
     key: the installation's token key. now: the moment as the database writes it.
     A row that cannot be read is disabled, and the audit says why; so is one whose token another live row has.
     """
-    rows = db.query(
-        "SELECT id, name, token, token_hash, allowed_models, expires_at, max_amount, amount_spent, total_spent_nanos,"
-        f" deleted_at FROM client_tokens WHERE {INBOX} ORDER BY id"
-    )
-    for row in rows:
-        _adopt_row(db, key, now, row)
-    return len(rows)
+    ids = [token_id for (token_id,) in db.query(f"SELECT id FROM client_tokens WHERE {INBOX} ORDER BY id")]
+    for token_id in ids:
+        try:
+            [row] = db.query(
+                "SELECT id, name, token, token_hash, allowed_models, expires_at, max_amount, amount_spent, total_spent_nanos,"
+                " deleted_at FROM client_tokens WHERE id = ?",
+                (token_id,),
+            )
+            _adopt_row(db, key, now, row)
+        except (AttributeError, TypeError, UnicodeDecodeError):  # bytes where text belongs
+            _set_aside(db, now, token_id)
+        except sqlite3.OperationalError as error:
+            if "UTF-8" not in str(error):
+                raise
+            _set_aside(db, now, token_id)
+    return len(ids)
 
 
 def ask_for_truncation(db: Database) -> None:
@@ -92,6 +102,20 @@ def _adopt_row(db: Database, key: bytes, now: str, row: tuple[Any, ...]) -> None
     db.run(
         "INSERT INTO audit (at, actor, action, subject, after_json) VALUES (?, ?, ?, ?, ?)",
         (now, "service:auth", "token.disable_unreadable" if faults else "token.adopt", f"token:{token_id}", json.dumps(told)),
+    )
+
+
+def _set_aside(db: Database, now: str, token_id: int) -> None:
+    """Disables a row that nothing can be made of, so that it does not keep others from being adopted."""
+    db.run(
+        "UPDATE client_tokens SET enabled = 0, token = NULL, max_amount = NULL, amount_spent = NULL, allowed_models = NULL,"
+        " name = ? WHERE id = ?",
+        (f"token-{token_id}", token_id),
+    )
+    told = json.dumps({"faults": ["a column is not text in UTF-8"]})
+    db.run(
+        "INSERT INTO audit (at, actor, action, subject, after_json) VALUES (?, ?, ?, ?, ?)",
+        (now, "service:auth", "token.disable_unreadable", f"token:{token_id}", told),
     )
 
 
