@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from gateway import usage as units
 from gateway.stubs.auth.v1 import auth_pb2 as pb
 from services.proxy.bounds import InputBound
-from services.proxy.dialects.openai_chunks import DONE, Chunk, read_chunk, texts_of
+from services.proxy.dialects.openai_chunks import DONE, Chunk, read_chunk, texts_of, usage_of
 from services.proxy.dialects.openai_usage import Usage, read_usage
 from services.proxy.estimate import tokens_of
 from services.proxy.sse import EventSplitter, data_of
@@ -55,17 +55,19 @@ class Meter:
     def count(self, chunk: Chunk) -> None:
         """Counts a chunk, or a whole completion."""
         if chunk.choices:
-            texts = texts_of(chunk)
+            texts = texts_of(chunk.choices)
             if texts:
                 self._deltas += 1
                 self._texts += texts
-                self._size += sum(map(len, texts))
+                for text in texts:
+                    self._size += len(text)
                 if self._size > _FLUSH:
                     self._flush()
-            if any(choice.finish_reason is not None for choice in chunk.choices):
-                self.finished = True
-        raw = bytes(chunk.usage)
-        if raw and raw != b"null":
+            for choice in chunk.choices:
+                if choice.finish_reason is not None:
+                    self.finished = True
+        raw = usage_of(chunk)
+        if raw:
             usage = read_usage(raw)
             if usage is not None:
                 self._usage = usage
@@ -137,6 +139,9 @@ class StreamMeter(Meter):
     def feed(self, data: bytes) -> bytes:
         """Takes what came and gives what passes on, after which `last` may be set. Raises EventTooLarge."""
         events = self._splitter.feed(data)
+        if len(events) == 1 and events[0] is data and data.startswith(b"data: {"):  # by far the most are like this
+            payload = data_of(data)
+            return data if payload is None or not self._look(payload) else b""
         passed = []
         for event in events:
             payload = data_of(event)
@@ -159,12 +164,7 @@ class StreamMeter(Meter):
         self.count(chunk)
         if chunk.error is not None:
             self.failed = True
-        return (
-            not self._usage_asked
-            and chunk.choices is not None
-            and not chunk.choices
-            and bytes(chunk.usage) not in {b"", b"null"}
-        )
+        return chunk.choices == [] and not self._usage_asked and usage_of(chunk) != b""
 
     def end(self) -> bytes:
         """Takes the end of the bytes: gives what passes on of an event that no blank line ended, and may set `last`."""

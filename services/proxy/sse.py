@@ -37,8 +37,11 @@ class EventSplitter:
 
     def feed(self, data: bytes) -> list[bytes]:
         """The events that are whole now, each with the blank line that ends it. Raises EventTooLarge."""
-        if not self._carriage_returns and b"\r" in data:
-            self._carriage_returns = True
+        if not self._carriage_returns:
+            if b"\r" in data:
+                self._carriage_returns = True
+            elif not self._parts and data.endswith(b"\n\n") and data.count(b"\n\n") == 1:
+                return [data]  # one whole event, as most often
         if self._parts:
             # Only a blank line ends an event: until one can be there, nothing is put together.
             if not self._may_end(self._tail + data):

@@ -29,11 +29,15 @@ class _Choice(msgspec.Struct, gc=False):
     finish_reason: Any = None
 
 
+NO_USAGE = msgspec.Raw(b"")
+"""What `usage` is where a chunk has none."""
+
+
 class Chunk(msgspec.Struct, gc=False):
     """A chunk or a whole completion."""
 
     choices: list[_Choice] | None = None
-    usage: msgspec.Raw = msgspec.Raw(b"")
+    usage: msgspec.Raw = NO_USAGE
     model: Any = None
     error: Any = None
 
@@ -70,34 +74,48 @@ def _read_loosely(data: bytes) -> Chunk | None:
     usage = value.get("usage")
     return Chunk(
         choices=choices,
-        usage=msgspec.Raw(msgspec.json.encode(usage)) if usage is not None else msgspec.Raw(b""),
+        usage=msgspec.Raw(msgspec.json.encode(usage)) if usage is not None else NO_USAGE,
         model=value.get("model"),
         error=value.get("error"),
     )
 
 
-def texts_of(chunk: Chunk) -> list[str]:
-    """All text in it that was generated, of all choices."""
+def usage_of(chunk: Chunk) -> bytes:
+    """The text of its usage; empty: it has none, or a null."""
+    if chunk.usage is NO_USAGE:
+        return b""
+    raw = bytes(chunk.usage)
+    return raw if raw != b"null" else b""
+
+
+def texts_of(choices: list[_Choice]) -> list[str]:
+    """All text of these choices that was generated."""
     texts: list[str] = []
-    for choice in chunk.choices or ():
-        piece = choice.delta or choice.message
+    for choice in choices:
+        piece = choice.delta
         if piece is None:
-            continue
+            piece = choice.message
+            if piece is None:
+                continue
         content = piece.content
         if type(content) is str:
             if content:
                 texts.append(content)
         elif content is not None:
             _collect(texts, content)
-        for other in (
-            piece.reasoning_content or piece.reasoning,
-            piece.refusal,
-            piece.tool_calls,
-            piece.function_call,
-            piece.audio,
+        if (  # spelt out, as this is looked at for each token of each stream
+            piece.tool_calls is None
+            and piece.reasoning_content is None
+            and piece.reasoning is None
+            and piece.refusal is None
+            and piece.function_call is None
+            and piece.audio is None
         ):
-            if other is not None:
-                _collect(texts, other)
+            continue
+        _collect(
+            texts,
+            [piece.reasoning_content or piece.reasoning, piece.refusal, piece.tool_calls, piece.function_call, piece.audio],
+        )
     return texts
 
 
