@@ -19,7 +19,8 @@ Option = tuple[str, int | str]
 OPTIONS: Final[tuple[Option, ...]] = (
     # By default the pause between tries grows to two minutes: after an outage of 100 s the first success took 11 s, with
     # these 0.1 s.
-    ("grpc.min_reconnect_backoff_ms", 200),
+    # Also what one attempt may take, handshake included: on a busy machine 200 ms were too few.
+    ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),

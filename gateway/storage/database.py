@@ -143,7 +143,12 @@ class Database(peewee.SqliteDatabase):
 
         Gives whether all of it was moved; False when a reader or writer was in the way.
         """
-        rows = self.query(f"PRAGMA wal_checkpoint({'TRUNCATE' if truncate else 'PASSIVE'})")
+        # Truncating waits for readers, and everybody who wants to write waits for it: so it does not wait long.
+        self.run(f"PRAGMA busy_timeout = {_ASK_AGAIN_MS}")
+        try:
+            rows = self.query(f"PRAGMA wal_checkpoint({'TRUNCATE' if truncate else 'PASSIVE'})")
+        finally:
+            self.run(f"PRAGMA busy_timeout = {int(self._busy_timeout * 1000)}")
         busy, in_log, moved = rows[0]
         return not busy and in_log == moved
 

@@ -168,7 +168,9 @@ class Ledger:
         admissions = [item for item in items if isinstance(item, Admission)]
         with self._db.write():
             outcome = Batch(self._db, self._prices, self._token_key, self._clock.now()).run(settlements, admissions)
-        self._must_truncate = self._must_truncate or outcome.events["adopted"] > 0
+        if outcome.events["adopted"]:
+            self._must_truncate = True
+            self._checkpoint()  # before anybody has the answer, if no reader is in the way
         if outcome.events:
             with self._events_lock:
                 self._events += outcome.events
@@ -207,20 +209,22 @@ class Ledger:
                     add_totals(self._db, {(token_id, admitted_at[:10], model): [0, 0, 0, held]})
         return len(request_ids)
 
-    def _idle(self) -> None:
-        """Between batches, on the writer's thread, which alone makes checkpoints."""
+    def _idle(self) -> bool:
+        """Between batches, on the writer's thread, which alone makes checkpoints. Gives whether one is still owed."""
         if self._must_truncate:
             self._checkpoint()
-            return
+            return self._must_truncate
         try:
             if self._wal.stat().st_size > _CHECKPOINT_BYTES:
                 self._db.checkpoint()
         except (OSError, DatabaseUnavailable):
-            return  # the next batch tries again
+            return False  # the next batch tries again
+        return False
 
     def _checkpoint(self) -> None:
+        """Empties the write-ahead log, unless a reader is in the way: then the plain text of a token may still be in it."""
         try:
             if self._db.checkpoint(truncate=True):
                 self._must_truncate = False
         except DatabaseUnavailable:
-            return  # a reader is in the way; the next batch tries again
+            return

@@ -20,6 +20,7 @@ T = TypeVar("T")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_AGAIN = 0.05  # seconds
 _BUSY = "the database is busy; nothing was changed, try again"
 
 
@@ -42,10 +43,11 @@ class Writer(Generic[Item, Result]):
 
     apply: items -> one result each, in one transaction. It is called again with each job alone, then with each item alone,
     when it fails in a way that may be one item's fault; DatabaseUnavailable is everybody's.
+    idle: called after each transaction; gives whether it is to be called again soon.
     """
 
     def __init__(
-        self, apply: Callable[[Sequence[Item]], Sequence[Result]], *, idle: Callable[[], None], most: int = 512
+        self, apply: Callable[[Sequence[Item]], Sequence[Result]], *, idle: Callable[[], bool], most: int = 512
     ) -> None:
         self._apply = apply
         self._idle = idle
@@ -93,9 +95,12 @@ class Writer(Generic[Item, Result]):
             raise DatabaseUnavailable(_BUSY, retry_after=1.0) from None
 
     def _loop(self) -> None:
+        again = False
         while True:
             with self._wake:
-                while not (self._jobs or self._errands or self._closed):
+                if again and not (self._jobs or self._errands or self._closed):
+                    self._wake.wait(_AGAIN)
+                while not (self._jobs or self._errands or self._closed or again):
                     self._wake.wait()
                 if self._closed and not (self._jobs or self._errands):
                     return
@@ -104,7 +109,7 @@ class Writer(Generic[Item, Result]):
                 self._write(jobs)
             for work in errands:
                 _finish(work.future, work.run)
-            self._idle()
+            again = self._idle()
 
     def _take(self) -> tuple[list[_Job[Item]], list[_Errand]]:
         taken, size = 0, 0
