@@ -7,6 +7,7 @@ process writes one stem, and holds a lock on each of its files for as long as it
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -164,13 +165,12 @@ class Segment:
         offset = self.size
         try:
             written = os.write(self.fd, data)
+            if written < len(data):
+                self._finish(data[written:])
         except OSError:
             self._cut_back(offset)
             raise
-        if written != len(data):
-            self._cut_back(offset)
-            raise OSError(f"only {written} of {len(data)} bytes fit into {self.path.name}")
-        self.size += written
+        self.size += len(data)
 
     def read(self, offset: int = 0, length: int | None = None) -> bytes:
         """Part of the file. Raises OSError."""
@@ -200,6 +200,11 @@ class Segment:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+    def _finish(self, rest: bytes) -> None:
+        """Writes what a write left over: either there is room by now, or the system says what is wrong. Raises OSError."""
+        if os.write(self.fd, rest) < len(rest):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     def _cut_back(self, size: int) -> None:
         try:
