@@ -21,6 +21,7 @@ TOKEN_USAGE = "/v1/token/usage"  # noqa: S105 - a path
 TOKEN_BALANCE = "/v1/token/balance"  # noqa: S105 - a path
 HEALTH = "/healthz"
 READINESS = "/readyz"
+DESCRIPTION = "/openapi.json"
 ROOT = "/"
 CHAT = openai.CHAT
 
@@ -40,6 +41,11 @@ class Table:
         self._exact = exact
         self._model = model
         self._admin = admin
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The exact paths."""
+        return tuple(self._exact)
 
     def find(self, method: str, path: str) -> Handler:
         """The handler. Raises RouteNotFound, MethodNotAllowed with the methods in its metadata.
