@@ -25,7 +25,7 @@ from services.proxy.models_route import ModelsRoute
 from services.proxy.providers.base import ProviderRefused
 from services.proxy.providers.registry import Registry
 from services.proxy.relay import Relay
-from services.proxy.server import answer_early
+from services.proxy.server import answer_early, check_framing, is_plainly_framed
 from services.proxy.token_routes import TokenRoutes
 from services.proxy.upstream import Upstream
 
@@ -110,7 +110,7 @@ class App:
             status = response.status
             if not response.prepared:
                 response.headers.update(exchange.headers())
-                if self.closing:
+                if self.closing or not is_plainly_framed(request):
                     response.force_close()
                 if not request.content.is_eof():
                     await answer_early(request, response)
@@ -127,6 +127,7 @@ class App:
         """The answer, and the reason where it is a refusal."""
         request = exchange.request
         try:
+            check_framing(request)
             handler = self._table.find(request.method, request.raw_path.partition("?")[0])
             return await handler(exchange), ""
         except MethodNotAllowed as error:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from aiohttp import web
+from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
@@ -29,6 +29,8 @@ LINGER = 1.0
 """Seconds that a caller has to read an answer which came before his body was read."""
 LINGER_BYTES = 64 * 1024
 """Bytes of an unread body that are taken in, so that the connection can go on."""
+
+_VERSIONS = (HttpVersion11, HttpVersion10)
 
 _log = get_logger(__name__)
 
@@ -135,6 +137,18 @@ class EdgeProtocol(RequestHandler):
         """Logs a failure without the request that met it."""
         error = kw.get("exc_info")
         _log.error("connection_failed", error=type(error).__name__)
+
+
+def is_plainly_framed(request: web.BaseRequest) -> bool:
+    """Whether no other server could read the bounds of this request in another way, though the parser let it pass."""
+    coding = request.headers.get("Transfer-Encoding")
+    return request.version in _VERSIONS and (coding is None or coding.strip().lower() == "chunked")
+
+
+def check_framing(request: web.BaseRequest) -> None:
+    """Raises InvalidRequest unless a request is plainly framed."""
+    if not is_plainly_framed(request):
+        raise InvalidRequest("This is not a valid HTTP request.")
 
 
 async def answer_early(request: web.BaseRequest, response: web.StreamResponse) -> None:
