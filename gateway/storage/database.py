@@ -183,7 +183,11 @@ def faults() -> Iterator[None]:
 
 def _translated(error: Exception) -> Exception:
     """DatabaseUnavailable for a database that is locked, full or away; else the error itself."""
-    if _primary_code(error) in _AWAY:
+    # A full disk makes SQLite roll back by itself, and peewee's own rollback after it fails: what counts is what came before.
+    before: BaseException | None = error
+    while before is not None and "no transaction is active" in str(before):
+        before = before.__cause__ or before.__context__
+    if isinstance(before, DatabaseUnavailable) or (isinstance(before, Exception) and _primary_code(before) in _AWAY):
         return DatabaseUnavailable("the database is busy or away; nothing was changed, try again", retry_after=1.0)
     return error
 
