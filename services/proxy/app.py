@@ -11,7 +11,7 @@ from gateway.errors import GatewayError, MethodNotAllowed
 from gateway.ids import uuid7
 from gateway.process.logs import get_logger
 from gateway.process.settings import Settings
-from services.proxy import errors, routes
+from services.proxy import errors, openapi, routes
 from services.proxy.answers import json_answer
 from services.proxy.attempts import Attempts
 from services.proxy.body import Pool
@@ -78,6 +78,7 @@ class App:
                 routes.TOKEN_BALANCE: {"GET": tokens.balance},
                 routes.HEALTH: readable,
                 routes.READINESS: ready,
+                routes.DESCRIPTION: {"GET": self._description},
                 routes.ROOT: {"HEAD": self._root},
             },
             model={"GET": models.get},
@@ -153,6 +154,9 @@ class App:
     async def _readiness(self, _: Exchange) -> web.StreamResponse:
         parts = {"auth": self._auth.ready, "outbox": self._outbox.writable, "stopping": self.closing}
         return json_answer({"status": "ready" if self.ready else "not ready", **parts}, status=200 if self.ready else 503)
+
+    async def _description(self, _: Exchange) -> web.StreamResponse:
+        return json_answer(openapi.document())
 
     async def _root(self, _: Exchange) -> web.StreamResponse:
         return web.Response(status=200, headers={"Server": errors.SERVER_NAME})
