@@ -218,6 +218,20 @@ def cost(settlement: pb.RecordUsageRequest) -> int:
     return cost_nanos(items(settlement), Rates.from_json(RATES))
 
 
+def head(method: str, target: str, *headers: str) -> bytes:
+    return "\r\n".join(
+        [f"{method} {target} HTTP/1.1", "Host: edge", f"Authorization: Bearer {TOKEN}", *headers, "", ""]
+    ).encode()
+
+
+def status_of(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1]) if answer else 0
+
+
+def body_of(answer: bytes) -> dict[str, dict[str, str]]:
+    return json.loads(answer.partition(b"\r\n\r\n")[2])
+
+
 @asynccontextmanager
 async def running_edge(
     *,

@@ -8,28 +8,14 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway.process.settings_tables import ModelSettings, ProviderSettings
-from tests.proxy.edge_harness import TOKEN, Edge, Token, chat, running_edge
+from gateway.process.settings_tables import ModelSettings
+from tests.proxy.edge_harness import TOKEN, Edge, body_of, chat, head, running_edge, status_of
 
 
 @pytest.fixture
 async def edge() -> AsyncIterator[Edge]:
     async with running_edge(body_limit=100_000, body_pool=250_000) as running:
         yield running
-
-
-def head(method: str, target: str, *headers: str) -> bytes:
-    return "\r\n".join(
-        [f"{method} {target} HTTP/1.1", "Host: edge", f"Authorization: Bearer {TOKEN}", *headers, "", ""]
-    ).encode()
-
-
-def status_of(answer: bytes) -> int:
-    return int(answer.split(b" ", 2)[1]) if answer else 0
-
-
-def body_of(answer: bytes) -> dict[str, dict[str, str]]:
-    return json.loads(answer.partition(b"\r\n\r\n")[2])
 
 
 # -- routes -------------------------------------------------------------------------------------------------------------------
@@ -396,61 +382,3 @@ async def test_a_second_request_behind_a_refused_body_is_not_taken_for_its_conte
     answer = await edge.raw(head("POST", "/v1/chat/completions", f"Content-Length: {len(marker)}") + marker)
     assert answer.count(b"HTTP/1.1") == 1
     assert status_of(answer) == 400
-
-
-# -- models and refusals ------------------------------------------------------------------------------------------------------
-
-
-async def test_a_model_that_nobody_serves_is_not_found_once_the_token_is_known(edge: Edge) -> None:
-    async with edge.post(chat("claude-3")) as response:
-        assert response.status == 404
-        assert (await response.json())["error"]["code"] == "model_not_found"
-    edge.auth.tokens[TOKEN] = Token(models=("mock",))
-    async with edge.post(chat("claude-3")) as response:
-        assert response.status == 403
-    async with edge.post(chat("mock-x")) as response:
-        assert response.status == 403
-    assert not edge.provider.calls
-
-
-async def test_models_are_listed_and_found_by_name() -> None:
-    names = ["org/model:7b", "plain"]
-    provider = ProviderSettings(name="p", kind="openai-compatible", base_url="http://127.0.0.1:1/v1", models=names)
-    async with running_edge(providers=[provider]) as edge:
-        async with edge.get("/v1/models") as response:
-            answer = await response.json()
-        assert [model["id"] for model in answer["data"]] == names
-        assert answer["data"][0] == {"id": "org/model:7b", "object": "model", "created": 0, "owned_by": "p"}
-        for name in ("org/model:7b", "org%2Fmodel%3A7b"):
-            answer = await edge.raw(head("GET", f"/v1/models/{name}", "Connection: close"))
-            assert status_of(answer) == 200, answer
-        async with edge.get("/v1/models/other") as response:
-            assert response.status == 404
-
-
-async def test_an_auth_that_is_away_lets_nothing_through(edge: Edge) -> None:
-    edge.auth.away = True
-    async with edge.post(chat()) as response:
-        assert response.status == 503
-        assert response.headers["Retry-After"] == "1"
-        assert (await response.json())["error"]["code"] == "auth_unavailable"
-    assert not edge.provider.calls
-
-
-async def test_an_outbox_that_cannot_be_written_stops_a_call_before_it_is_made(edge: Edge) -> None:
-    edge.outbox.writable = False
-    async with edge.post(chat()) as response:
-        assert response.status == 503
-        assert (await response.json())["error"]["code"] == "outbox_unavailable"
-    settlement = await edge.settled()
-    assert settlement.error_code == "not_sent"
-    assert not edge.provider.calls
-
-
-async def test_while_it_stops_connections_end_with_their_answers(edge: Edge) -> None:
-    edge.app.close()
-    async with edge.post(chat()) as response:
-        assert response.status == 200
-        assert response.headers["Connection"] == "close"
-    async with edge.session.get(edge.url + "/readyz") as response:
-        assert response.status == 503
