@@ -99,7 +99,7 @@ def test_warnings_go_to_standard_error(installation: Installation) -> None:
         ("--max-amount", "1e400"),
         ("--max-amount", "-1"),
         ("--expires-at", "tomorrow"),
-        ("--expires-at", "9999-12-31"),
+        ("--expires-at", "2027-13-01"),
         ("--budget-mode", "loose"),
         ("--nmae", "x"),
     ],
