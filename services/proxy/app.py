@@ -143,6 +143,8 @@ class App:
             raise
         except Exception as error:
             _log.exception("request_failed", request_id=exchange.request_id, error=type(error).__name__)
+            if request.writer.output_size > 0:
+                raise ConnectionResetError("an answer has begun already, and cannot be ended well") from error
             return errors.answer(error), GatewayError.reason
 
     async def _to_admin(self, exchange: Exchange) -> web.StreamResponse:

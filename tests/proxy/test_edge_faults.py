@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 
+import aiohttp
 import pytest
 
 from gateway.stubs.auth.v1 import auth_pb2 as pb
+from services.proxy.metering import StreamMeter
 from tests.proxy.edge_harness import KEY, Edge, chat, items, running_edge
 
 RELEASED, SETTLED, HOLD = pb.OUTCOME_RELEASED, pb.OUTCOME_SETTLED, pb.OUTCOME_SETTLED_AT_HOLD
@@ -180,3 +182,20 @@ async def test_the_providers_key_never_comes_back(edge: Edge, model: str, stream
     async with edge.post(chat(f"mock-{model}", stream=stream)) as response:
         seen = (await response.read()).decode() + str(response.headers)
     assert not [at for at in range(len(KEY) - 7) if KEY[at : at + 8] in seen], seen
+
+
+async def test_a_fault_of_our_own_in_a_stream_cuts_it_and_is_still_charged(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = StreamMeter.feed
+
+    def broken(meter: StreamMeter, data: bytes) -> bytes:
+        if meter.output_estimate() >= 5:
+            raise ZeroDivisionError
+        return whole(meter, data)
+
+    monkeypatch.setattr(StreamMeter, "feed", broken)
+    with pytest.raises(aiohttp.ClientPayloadError):
+        async with edge.post(chat(prompt="tokens:20 chunks:20 seconds:0.2", stream=True)) as response:
+            await response.read()
+    settlement = await edge.settled()
+    assert settlement.error_code == "interrupted"
+    assert items(settlement)["output"] >= 5
