@@ -94,8 +94,8 @@ async def serve(settings: Settings, identity: Identity, environ: Mapping[str, st
         )
         await runner.cleanup()
         await relay.close(0.0 if signals.cut.is_set() else LAST_SECONDS)
+        await auth.close()  # what it withdraws at the end is for the outbox to send
         await outbox.close(LAST_SECONDS)
-        await auth.close()
         await upstream.close()
         await auth_channel.close()
         await admin_channel.close()

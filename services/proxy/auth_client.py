@@ -44,6 +44,7 @@ BEAT_INTERVAL: Final = 5.0
 PROBE_INTERVAL: Final = 2.0  # so that `ready` tells within 5 s that auth hangs
 _RETRY: Final = 0.05
 _LATE: Final = 0.02
+_TOO_LATE: Final = 0.01
 _SETTLE_TIMEOUT: Final = 5.0
 _AGAIN: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
 _UNAVAILABLE: Final = grpc.StatusCode.UNAVAILABLE.value[0]
@@ -184,9 +185,11 @@ class AuthClient:
         batch: list[_Waiting] = []
         keys: set[bytes] = set()
         settlements = size = 0
+        now = asyncio.get_running_loop().time()
         while self._queue and len(batch) < VALIDATIONS_PER_BATCH:
             waiting = self._queue[0]
-            if not waiting.answer.done():  # who left meanwhile is not asked for
+            # Who left meanwhile is not asked for, nor who leaves before an answer can come: he would have to be withdrawn.
+            if not waiting.answer.done() and waiting.deadline - now > _TOO_LATE:
                 count, weight = (0, 0) if waiting.token_key in keys else self._outbox.weight(waiting.token_key)
                 weight += waiting.request.ByteSize() + 8
                 if batch and (settlements + count > SETTLEMENTS_PER_BATCH or size + weight > BYTES_PER_BATCH):

@@ -194,10 +194,11 @@ class Journal:
 
     async def _care(self) -> None:
         for segment in self._segments:
-            if not segment.broken and not segment.is_linked():
-                segment.broken = True  # someone removed the file: what it holds has to be written again
-                self._unwritten.update(dict.fromkeys(segment.live))
-                self._fail(OSError(f"{segment.path.name} was removed"))
+            if not segment.is_linked():
+                segment.broken = True
+                if segment.live:  # someone removed the file: what it holds has to be written again
+                    self._unwritten.update(dict.fromkeys(segment.live))
+                    self._fail(OSError(f"{segment.path.name} was removed"))
         if not self.writable and not await self._recover():
             return
         if len(self._segments) > _MANY_SEGMENTS and len(self._segments[0].live) <= _FEW_CALLS:
@@ -255,7 +256,8 @@ class Journal:
                 segment.close()
 
     async def _on_thread(self, call: Callable[..., None], *arguments: object) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
+        # Shielded: what was begun is done, also when the proxy stops meanwhile.
+        await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments))
 
 
 def describe(error: OSError) -> str:

@@ -81,6 +81,7 @@ class Outbox:
         self._empty.set()
         self._groups: list[Group] = []
         self._group_done = asyncio.Event()
+        self._closing = False
         self._journal = Journal(directory, proxy_id, snapshot=self._snapshot, segment_bytes=segment_bytes)
         self._settler = Settler(self._deliver)
         self._send: Send | None = None
@@ -130,9 +131,9 @@ class Outbox:
 
     async def close(self, drain: float) -> None:
         """Sends what is pending for at most `drain` seconds; what is left stays on file for the next process."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._closing = True
+        self._group_done.set()
+        await asyncio.gather(*self._tasks)  # a thread that reads or removes files cannot be called off
         if self._send is not None:
             await self._settler.drain(self._empty, drain)
         await self._settler.close()
@@ -252,7 +253,12 @@ class Outbox:
             call = self._calls.get(request_id)
             if call is None or call.kind is not Kind.SETTLEMENT or call.flights:
                 continue
-            settlements.append(self._take(call))
+            try:
+                settlements.append(self._take(call))
+            except OSError as error:  # it stands on the disk alone, and that cannot be read now
+                _log.warning("settlement_unreadable", request_id=request_id, error=describe(error))
+                self._settler.push(request_id, again=True)
+                continue
             size += call.length + 8
             if size > BYTES_PER_BATCH:
                 break
@@ -280,8 +286,9 @@ class Outbox:
         return results
 
     def _take(self, call: _Call) -> RecordUsageRequest:
+        settlement = RecordUsageRequest.FromString(self._body(call))
         call.flights += 1
-        return RecordUsageRequest.FromString(self._body(call))
+        return settlement
 
     def _body(self, call: _Call) -> bytes:
         if call.body is not None:
@@ -344,13 +351,13 @@ class Outbox:
     # -- adoption ----------------------------------------------------------------------------------------------------------
 
     async def _keep_adopting(self) -> None:
-        while True:
+        while not self._closing:
             started = time.monotonic()
             try:
                 await self._adopt()
             except OSError as error:
                 _log.warning("outbox_not_adopted", error=describe(error))
-            while (left := started + ADOPTION_INTERVAL - time.monotonic()) > 0:
+            while not self._closing and (left := started + ADOPTION_INTERVAL - time.monotonic()) > 0:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(left):
                         await self._group_done.wait()

@@ -113,12 +113,14 @@ class Segment:
     size: its length in bytes.
     live: the calls that keep it: those whose first record is here and that nobody has acknowledged yet.
     unsynced: the calls whose settlement was appended since the last sync began.
+    named: whether its name is on the disk as well.
     broken: it may end in half a record, or its data may not have reached the disk; nothing more is appended.
     """
 
     path: Path
     fd: int
     size: int = 0
+    named: bool = False
     broken: bool = False
     live: set[str] = field(default_factory=set)
     unsynced: list[str] = field(default_factory=list)
@@ -185,6 +187,13 @@ class Segment:
     def sync(self) -> None:
         """Waits until everything is on the disk. Raises OSError."""
         os.fdatasync(self.fd)
+        if not self.named:
+            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+            self.named = True
 
     def is_linked(self) -> bool:
         """Whether the file still has a name: without one it is gone as soon as we close it."""

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
 import time
 
 import pytest
 
 from gateway.errors import AlreadyExists, AuthUnavailable, BudgetReserved, GatewayError, Overloaded, TokenUnknown
+from gateway.ids import uuid7
+from gateway.rpc.channel import aio_channel
 from gateway.stubs.auth.v1 import auth_pb2 as pb
 from services.proxy import auth_client
+from services.proxy.auth_client import AuthClient
+from services.proxy.outbox import Outbox
 from tests.fakes.auth_service import TOKEN, FakeAuthService, Ledger, Token
 from tests.proxy.auth_harness import KEY, call, client_of, eventually, now, settled
+from tests.support.certificates import make_identities
 
 
 @pytest.fixture
@@ -250,14 +257,18 @@ async def test_a_caller_who_left_before_he_was_sent_is_never_asked_for(tmp_path,
         assert gate.metric("outbox_pending") == 0
 
 
-async def test_a_database_that_is_away_is_told_as_auth_away_and_leaves_nothing_to_withdraw(tmp_path, pki):
+async def test_a_database_that_is_away_is_told_as_auth_away_and_leaves_little_to_withdraw(tmp_path, pki):
     async with client_of(tmp_path / "outbox", pki) as gate:
         gate.service.database_away = True
         started = time.monotonic()
-        with pytest.raises(AuthUnavailable):
-            await gate.validate(call())
-        assert 0.9 < time.monotonic() - started < 1.2
-        assert gate.metric("outbox_pending") == 0
+        callers = []
+        for _ in range(30):
+            callers.append(asyncio.create_task(gate.validate(call())))
+            await asyncio.sleep(0.005)
+        answers = await asyncio.gather(*callers, return_exceptions=True)
+        assert {type(answer) for answer in answers} == {AuthUnavailable}
+        assert time.monotonic() - started < 1.5
+        assert gate.metric("outbox_pending") < 15  # only who was being asked for in his last moment
         waiting = asyncio.create_task(gate.validate(call()))
         await asyncio.sleep(0.2)
         gate.service.database_away = False
@@ -396,3 +407,57 @@ async def test_auth_killed_under_load_gives_grants_or_503_and_no_orphaned_hold(t
         assert gate.ledger.conflicts == 0
         assert gate.ledger.tokens[TOKEN].held == 0
         assert gate.ledger.tokens[TOKEN].spent == 4 * len(granted)
+
+
+async def test_a_stopped_auth_is_answered_for_and_found_again(tmp_path, pki):
+    """SIGSTOP: the connection stands and nothing comes. Then it goes on, and does what it had been asked before."""
+    identities = make_identities(pki, "auth", "proxy")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.fakes.auth_service", str(pki / "auth"), stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    channel = aio_channel(f"127.0.0.1:{int(await process.stdout.readline())}", identities["proxy"], "auth")
+    outbox = Outbox.open(tmp_path / "outbox", proxy_id=uuid7())
+    client = AuthClient(channel=channel, outbox=outbox, proxy_id=uuid7(), host="here")
+    await client.start()
+    waits: list[float] = []
+    outcomes: list[str] = []
+
+    async def one() -> None:
+        started = now()
+        request = call()
+        try:
+            await client.validate(request, arrived=started)
+            outbox.append(settled(request.request_id), KEY)
+            outcomes.append("granted")
+        except AuthUnavailable:
+            outcomes.append("refused")
+        waits.append(now() - started)
+
+    async def load(seconds: float) -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(int(seconds * 50)):
+                group.create_task(one())
+                await asyncio.sleep(0.02)
+
+    try:
+        await load(0.5)
+        assert set(outcomes) == {"granted"}
+        process.send_signal(signal.SIGSTOP)
+        await load(2.0)
+        assert outcomes.count("refused") >= 98  # the signal takes a moment
+        assert max(waits) < 1.2
+        process.send_signal(signal.SIGCONT)
+        await load(0.5)
+        assert outcomes[-1] == "granted"
+        granted = outcomes.count("granted")
+        async with asyncio.timeout(5):
+            while (usage := await client.token_usage(TOKEN, "", False)).held_nanos:  # noqa: ASYNC110 - in another process
+                await asyncio.sleep(0.05)
+        assert usage.amount_spent_nanos == 4 * granted
+    finally:
+        await client.close()
+        await outbox.close(0.0)
+        await channel.close()
+        process.kill()
+        await process.wait()
