@@ -184,6 +184,27 @@ async def test_a_write_that_went_half_way_leaves_no_half_record(tmp_path, monkey
         await eventually(lambda: set(books.booked) == {first, second, third})
 
 
+async def test_what_was_acknowledged_while_the_disk_refused_is_not_charged_again(tmp_path, monkeypatch):
+    """Its file says only that it was opened, until the acknowledgement can be written too."""
+    books = Books()
+
+    def refuse(fd, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with outbox_of(tmp_path, books) as outbox:
+        outbox.opened(other := uuid7(), KEY)  # keeps the file
+        outbox.opened(request_id := uuid7(), KEY)
+        monkeypatch.setattr(os, "write", refuse)
+        outbox.append(report(request_id), KEY)
+        await eventually(lambda: request_id in books.booked and outbox.weight(KEY)[0] == 0)
+        monkeypatch.undo()
+        await eventually(lambda: outbox.writable, 3.0)
+    async with outbox_of(tmp_path, books):
+        await eventually(lambda: other in books.booked)
+        await eventually(lambda: len(logs(tmp_path)) == 1)
+    assert books.conflicts == books.repeats == 0
+
+
 async def test_what_a_failed_sync_may_have_lost_is_written_again_into_a_new_file(tmp_path, monkeypatch):
     books = Books()
     books.away = True
