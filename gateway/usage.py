@@ -85,20 +85,11 @@ class Report:
 
     def digest(self) -> str:
         """The same text for the same report, whoever delivers it and how often."""
-        parts = (
-            self.request_id,
-            self.outcome,
-            self.provider,
-            self.model,
-            self.response_model,
-            sorted(self.usage.items()),
-            self.source,
-            self.status,
-            self.error_code,
-            self.usage_json,
-            self.token_id,
-        )
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+        usage = ",".join(f"{unit}={count}" for unit, count in sorted(self.usage.items()))
+        served = f"{self.provider}\n{self.model}\n{self.response_model}"
+        ending = f"{self.outcome}\n{self.source}\n{self.status}\n{self.error_code}\n{self.token_id}"
+        text = f"{self.request_id}\n{ending}\n{usage}\n{self.usage_json}\n{served}"
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def is_plausible(usage: Mapping[str, int]) -> bool:
