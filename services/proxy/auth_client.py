@@ -203,8 +203,8 @@ class AuthClient:
     def _may_send(self, now: float) -> bool:
         """Whether a batch may leave now.
 
-        A second one only when it is worth a transaction of its own, or the first one is late: that takes a third off auth's CPU a call at
-        64 connections, where a batch is back in a few milliseconds.
+        A second one only when it is worth a transaction of its own, or the first one is late: that takes a third off auth's CPU
+        a call at 64 connections, where a batch is back in a few milliseconds.
         """
         if self._in_flight == 0:
             return True
