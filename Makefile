@@ -52,7 +52,7 @@ types: setup ## mypy, strict
 bench: setup ## our CPU a request beside a bare relay's, in one run
 	$(BIN)/python -m benchmarks.load
 
-COMPILE := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet
+COMPILE := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --extra services
 
 lock: ## write the lock files anew from pyproject.toml (needs uv); nothing younger than a week
 	$(COMPILE) --group build --exclude-newer "$$(date -u -d '7 days ago' +%F)" --output-file requirements.lock
