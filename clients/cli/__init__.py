@@ -3,3 +3,8 @@
 Only `init`, `migrate`, `reconcile` and `check` (init.py, host.py, check.py, inspection.py) open the database; service commands
 become `python -m services.<name>`; everything else asks admin over gRPC with the operator's certificate.
 """
+
+import os
+
+# A failure is one line on standard error: gRPC's own core would add lines of its own. It reads this when it is imported.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")

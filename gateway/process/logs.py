@@ -69,7 +69,7 @@ def configure(level: Level, format: Format | None, service: str, *, stream: Text
         _service(service),
     ]
     ending: list[structlog.typing.Processor] = [structlog.processors.format_exc_info]
-    if (format or ("console" if target.isatty() else "json")) == "json":
+    if is_json(format, target):
         ending.append(_json)
     else:
         # Plain, as the handsome stack traces show the values of variables, and so secrets.
@@ -87,6 +87,13 @@ def configure(level: Level, format: Format | None, service: str, *, stream: Text
     root.handlers[:] = [handler]
     # Libraries tell at `info` and `debug` what they do on the wire, credentials included.
     root.setLevel(max(number, logging.WARNING))
+
+
+def is_json(format: str | None, stream: TextIO | None = None) -> bool:
+    """Whether lines are JSON. format: as it is set; what is no format counts as unset. stream: None: standard error."""
+    if format in {"json", "console"}:
+        return format == "json"
+    return not (stream if stream is not None else sys.stderr).isatty()
 
 
 def get_logger(name: str) -> Logger:

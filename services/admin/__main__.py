@@ -12,6 +12,7 @@ from gateway.process import logs, token_key
 from gateway.process.lifecycle import serve_until_signal
 from gateway.process.probes import start_probes
 from gateway.process.settings import SettingsError, load_settings
+from gateway.process.stderr import cannot_start, catch_stray
 from gateway.rpc.identity import Identity, IdentityError
 from gateway.rpc.server import BindError, bind
 from gateway.storage import waiting
@@ -28,6 +29,7 @@ def main() -> None:
     try:
         settings = load_settings(os.environ)
         logs.configure(settings.log_level, settings.log_format, "admin")
+        catch_stray()
         identity = Identity.load(settings.identity_dir_for("admin"))
         key = token_key.read(settings.token_key_file)
         with closing(waiting.for_database(settings.database_url, busy_timeout=_BUSY_TIMEOUT)) as db:
@@ -38,7 +40,7 @@ def main() -> None:
             with start_probes(settings.admin_metrics_address, lambda: server.serving):
                 serve_until_signal(server, lame_duck=settings.lame_duck, drain=settings.drain, ready=db.is_reachable)
     except (SettingsError, IdentityError, BindError, GatewayError, OSError) as error:
-        sys.exit(f"admin: {error}")
+        sys.exit(cannot_start("admin", error))
 
 
 if __name__ == "__main__":

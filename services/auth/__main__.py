@@ -15,6 +15,7 @@ from gateway.process.lifecycle import serve_until_signal
 from gateway.process.probes import start_probes
 from gateway.process.settings import SettingsError, load_settings
 from gateway.process.settings_rows import price_rows, provider_rows
+from gateway.process.stderr import cannot_start, catch_stray
 from gateway.rpc.identity import Identity, IdentityError
 from gateway.rpc.server import BindError, bind
 from gateway.storage import waiting
@@ -31,6 +32,7 @@ def main() -> None:
     try:
         settings = load_settings(os.environ)
         logs.configure(settings.log_level, settings.log_format, "auth")
+        catch_stray()
         identity = Identity.load(settings.identity_dir_for("auth"))
         key = token_key.read(settings.token_key_file)
         clock = SystemClock()
@@ -46,7 +48,7 @@ def main() -> None:
             with start_probes(settings.auth_metrics_address, lambda: server.serving):
                 serve_until_signal(server, lame_duck=settings.lame_duck, drain=settings.drain, ready=db.is_reachable)
     except (SettingsError, IdentityError, BindError, GatewayError, OSError) as error:
-        sys.exit(f"auth: {error}")
+        sys.exit(cannot_start("auth", error))
 
 
 def _open_ledger(db: Database, key: bytes, clock: SystemClock) -> Ledger:

@@ -11,6 +11,7 @@ from aiohttp import web
 from gateway.process import logs
 from gateway.process.lifecycle import install_signals, stop_when_told
 from gateway.process.settings import Settings, SettingsError, load_settings
+from gateway.process.stderr import cannot_start, catch_stray
 from services.demo.app import Demo
 
 _CUT = 0.1  # seconds that calls have to notice that they are cut
@@ -23,9 +24,9 @@ def main() -> int:
     try:
         settings = load_settings(os.environ)
     except SettingsError as fault:
-        print(fault, file=sys.stderr)
-        return 2
+        return cannot_start("demo", fault)
     logs.configure(settings.log_level, settings.log_format, "demo")
+    catch_stray()
     try:
         return 0 if asyncio.run(_serve(settings)) else 1
     except OSError as fault:

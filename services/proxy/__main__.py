@@ -20,6 +20,7 @@ from gateway.process import logs
 from gateway.process.lifecycle import install_signals, stop_when_told
 from gateway.process.probes import start_probes
 from gateway.process.settings import Settings, SettingsError, load_settings
+from gateway.process.stderr import cannot_start, catch_stray
 from gateway.rpc.channel import aio_channel
 from gateway.rpc.identity import Identity, IdentityError
 from services.proxy.admin_http import AdminRoutes
@@ -45,13 +46,14 @@ def main() -> None:
     try:
         settings = load_settings(os.environ)
         logs.configure(settings.log_level, settings.log_format, "proxy")
+        catch_stray()
         identity = Identity.load(settings.identity_dir_for("proxy"))
         # What is there now stays: the collector need not look at it again, nor after every few requests. A sixth of the CPU.
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)
         _runner()(serve(settings, identity, os.environ))
     except (SettingsError, IdentityError, KeyMissing, GatewayError, OSError) as error:
-        sys.exit(f"proxy: {error}")
+        sys.exit(cannot_start("proxy", error))
 
 
 async def serve(settings: Settings, identity: Identity, environ: Mapping[str, str]) -> None:

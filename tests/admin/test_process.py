@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -74,8 +75,9 @@ def test_without_an_identity_it_ends_with_one_line(installation):
     with running(installation, free_port()) as process:
         _, errors = process.communicate(timeout=20)
     assert process.returncode == 1
-    assert errors.decode().startswith("admin: ")
-    assert errors.decode().count("\n") == 1
+    (line,) = map(json.loads, errors.decode().splitlines())
+    assert (line["event"], line["service"]) == ("cannot start", "admin")
+    assert "key.pem" in line["fault"]
 
 
 def test_what_was_acknowledged_outlives_kills_and_nothing_is_done_by_halves(installation):
