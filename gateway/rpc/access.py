@@ -15,7 +15,7 @@ import grpc
 from google.protobuf import descriptor_pool
 
 from gateway.errors import PermissionDenied, Unauthenticated
-from gateway.rpc.identity import Caller, caller_of
+from gateway.rpc.identity import OWN_NAMES, RECORD_UNADMITTED, Caller, caller_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class Guard:
         elif rule.roles and self._check_session is not None:
             who = self._by_session(method, rule, caller, context, self._check_session)
         else:
-            raise PermissionDenied(f"the identity {name} may not call {method}")
+            raise PermissionDenied(_not_allowed(caller, method, rule))
         _current.set(who)
         return who
 
@@ -142,6 +142,19 @@ class Guard:
                 f"a session of the role {session.role} may not call {method}", metadata={"role": session.role}
             )
         return Principal(f"admin:{session.username}", caller, session)
+
+
+def _not_allowed(caller: Caller, method: str, rule: Rule) -> str:
+    """Why an identity is refused, and what gives it the right if anything does."""
+    name = method.rpartition("/")[2]
+    if not rule.named or caller.name in OWN_NAMES:
+        return f"the identity {caller.name} may not call {method}"
+    wanted = " ".join(f"--allow-method {rpc}" for rpc in sorted({*caller.rpcs, name}))
+    rights = " --record-unadmitted" if RECORD_UNADMITTED in caller.rights else ""
+    return (
+        f"the identity {caller.name} may not call {name}: its certificate does not name it."
+        f" Issue it anew with `gateway identity create {caller.name} --force {wanted}{rights}`"
+    )
 
 
 _PRINCIPALS: Final[dict[Caller, Principal]] = {}

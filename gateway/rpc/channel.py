@@ -8,7 +8,7 @@ from typing import Final
 import grpc
 import grpc.aio
 
-from gateway.rpc.identity import Identity, dns_name
+from gateway.rpc.keys import Keys, dns_name
 
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 KEEPALIVE_MS: Final = 10_000
@@ -39,7 +39,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
 )
 
 
-def sync_channel(address: str, identity: Identity, service: str) -> grpc.Channel:
+def sync_channel(address: str, identity: Keys, service: str) -> grpc.Channel:
     """A channel for threads.
 
     address: `host:port`, or `dns:///host:port` for all addresses that the name has.
@@ -48,12 +48,12 @@ def sync_channel(address: str, identity: Identity, service: str) -> grpc.Channel
     return grpc.secure_channel(address, _credentials(identity), options=_options(service))
 
 
-def aio_channel(address: str, identity: Identity, service: str) -> grpc.aio.Channel:
+def aio_channel(address: str, identity: Keys, service: str) -> grpc.aio.Channel:
     """The same channel for asyncio; to be made on the running loop."""
     return grpc.aio.secure_channel(address, _credentials(identity), options=_options(service))
 
 
-def _credentials(identity: Identity) -> grpc.ChannelCredentials:
+def _credentials(identity: Keys) -> grpc.ChannelCredentials:
     return grpc.ssl_channel_credentials(identity.ca, identity.key, identity.cert)
 
 

@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-IDENTITY_PREFIX: Final = "gateway://identity/"
+from gateway.rpc.keys import IDENTITY_PREFIX, dns_name
+
 RPC_PREFIX: Final = "gateway://rpc/"
 RIGHT_PREFIX: Final = "gateway://right/"
 RECORD_UNADMITTED: Final = "record_unadmitted"
@@ -104,11 +105,6 @@ def _caller(names: tuple[bytes, ...]) -> Caller:
         frozenset(text[len(RPC_PREFIX) :] for text in texts if text.startswith(RPC_PREFIX)),
         frozenset(text[len(RIGHT_PREFIX) :] for text in texts if text.startswith(RIGHT_PREFIX)),
     )
-
-
-def dns_name(name: str) -> str:
-    """The DNS name in the certificate of an identity, which clients insist on."""
-    return f"{name}.gateway.internal"
 
 
 def create_authority(directory: Path | str, *, days: int = AUTHORITY_DAYS) -> bool:

@@ -27,11 +27,11 @@ from gateway.errors import (
     Unauthenticated,
 )
 from gateway.process.logs import get_logger
+from gateway.rpc.refusals import grant_of, refusal_of
 from gateway.rpc.status import from_reason, from_status
 from gateway.stubs.auth.v1 import auth_pb2 as pb
 from gateway.stubs.auth.v1 import auth_pb2_grpc
 from services.proxy.outbox import SETTLEMENTS_PER_BATCH, Outbox, token_key
-from services.proxy.refusals import grant_of, refusal_of
 
 PATIENCE: Final = 1.0  # seconds from a call's arrival until it is told that auth is away
 RPC_TIMEOUT: Final = 0.8

@@ -1,4 +1,4 @@
-"""What auth answers as what the proxy raises: a denial is the `Refusal` of its reason, an item's fault the error of its own."""
+"""What auth answers as what its callers raise: a denial is the `Refusal` of its reason, a fault the error of its own."""
 
 from __future__ import annotations
 
