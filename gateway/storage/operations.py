@@ -5,8 +5,8 @@ from __future__ import annotations
 import hmac
 import json
 from collections.abc import Mapping
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 from gateway.clock import to_text
 from gateway.errors import AlreadyExists, InvalidArgument
@@ -14,9 +14,31 @@ from gateway.ids import is_canonical_uuid
 from gateway.storage import models
 from gateway.storage.database import Database
 
+KEEP: Final = timedelta(days=30)
+"""How long an id is remembered at least."""
+_FORGET_AT_ONCE: Final = 200  # rows, so that nobody who wants to write waits long
+
+
+def forget_old(db: Database, now: datetime) -> int:
+    """Deletes the ids of changes that are older than `KEEP`, in short transactions; gives how many there were.
+
+    Any number of processes may do so at once. Raises DatabaseUnavailable; what was deleted by then stays deleted.
+    """
+    before, forgotten = to_text(now - KEEP), 0
+    while True:
+        with db.write():
+            rows = db.query(
+                "SELECT request_id FROM operations WHERE created_at < ? ORDER BY created_at, request_id LIMIT ?",
+                (before, _FORGET_AT_ONCE),
+            )
+            db.run_many("DELETE FROM operations WHERE request_id = ?", rows)
+        forgotten += len(rows)
+        if len(rows) < _FORGET_AT_ONCE:
+            return forgotten
+
 
 class Operations:
-    """Remembers ids of changes. Both methods belong inside one `write()`, before and after the change.
+    """Remembers ids of changes, for 30 days. Both methods belong inside one `write()`, before and after the change.
 
     key: the token key. What is kept of the arguments is keyed by it, as a chosen secret among them may be guessable.
     """

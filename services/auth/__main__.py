@@ -40,7 +40,7 @@ def main() -> None:
         with (
             closing(waiting.for_database(settings.database_url)) as db,
             closing(_open_ledger(db, key, clock)) as ledger,
-            Sweeper(ledger=ledger, denials=denials, clock=clock, registry=REGISTRY),
+            Sweeper(db=db, ledger=ledger, denials=denials, clock=clock, registry=REGISTRY),
         ):
             load_configuration(db, price_rows(settings), provider_rows(settings), clock)
             server = make_server(db=db, ledger=ledger, denials=denials, identity=identity, token_key=key, clock=clock)

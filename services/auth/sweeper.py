@@ -14,7 +14,9 @@ from gateway.clock import Clock, to_text
 from gateway.errors import DatabaseUnavailable
 from gateway.leases import LeaseWatch
 from gateway.process.logs import get_logger
+from gateway.storage.database import Database
 from gateway.storage.ledger import Ledger
+from gateway.storage.operations import forget_old
 from services.auth.denials import DenialLog
 from services.auth.wire import PROXY_LEASE_SECONDS, SERVICE_LEASE_SECONDS
 
@@ -29,7 +31,8 @@ _log = get_logger(__name__)
 class Sweeper:
     """A thread that looks every five seconds. Any number of auth processes may sweep one database."""
 
-    def __init__(self, *, ledger: Ledger, denials: DenialLog, clock: Clock, registry: CollectorRegistry) -> None:
+    def __init__(self, *, db: Database, ledger: Ledger, denials: DenialLog, clock: Clock, registry: CollectorRegistry) -> None:
+        self._db = db
         self._ledger = ledger
         self._denials = denials
         self._clock = clock
@@ -85,6 +88,7 @@ class Sweeper:
     def _forget(self) -> None:
         now = self._clock.now()
         self._ledger.forget(tombstones_before=to_text(now - _KEEP_TOMBSTONES), proxies_before=to_text(now - _KEEP_PROXIES))
+        forget_old(self._db, now)
 
     def _try(self, work: Callable[[], None]) -> None:
         try:

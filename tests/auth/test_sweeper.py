@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from datetime import timedelta
 
 from prometheus_client import CollectorRegistry
 
+from gateway.clock import to_text
 from gateway.leases import LeaseWatch
 from services.auth.denials import DenialLog
 from services.auth.sweeper import Sweeper
@@ -44,7 +46,7 @@ def test_calls_of_a_silent_proxy_are_charged_and_those_of_a_living_one_stay_open
     db = make_database(tmp_path)
     add_token(db)
     ledger = open_ledger(db, clock)
-    sweeper = Sweeper(ledger=ledger, denials=DenialLog(clock), clock=clock, registry=CollectorRegistry())
+    sweeper = Sweeper(db=db, ledger=ledger, denials=DenialLog(clock), clock=clock, registry=CollectorRegistry())
     living = "0193e2c4-7b1a-7c3d-9f00-1a2b3c4d5e6f"
     dead_call, living_call, leased = admission(), admission(proxy_id=living), admission(proxy_id="", identity="billing")
     ledger.commit([], [dead_call, living_call, leased])
@@ -66,3 +68,20 @@ def test_calls_of_a_silent_proxy_are_charged_and_those_of_a_living_one_stay_open
     ledger.close()
     db.close()
     assert "ledger-writer" not in {thread.name for thread in threading.enumerate() if not thread.daemon}
+
+
+def test_ids_of_changes_are_forgotten_after_thirty_days_and_no_sooner(tmp_path):
+    clock = MovedClock()
+    db = make_database(tmp_path)
+    ledger = open_ledger(db, clock)
+    sweeper = Sweeper(db=db, ledger=ledger, denials=DenialLog(clock), clock=clock, registry=CollectorRegistry())
+    at = {"old": clock.now() - timedelta(days=31), "young": clock.now() - timedelta(days=29)}
+    with db.write():
+        db.run_many(
+            "INSERT INTO operations (request_id, rpc, digest, token_id, created_at) VALUES (?, 'CreateToken', '', 1, ?)",
+            [(f"{age}-{number}", to_text(moment)) for age, moment in at.items() for number in range(450)],
+        )
+    sweeper.look()
+    assert db.query("SELECT substr(request_id, 1, 5), COUNT(*) FROM operations GROUP BY 1") == [("young", 450)]
+    ledger.close()
+    db.close()
