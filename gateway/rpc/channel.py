@@ -31,7 +31,11 @@ OPTIONS: Final[tuple[Option, ...]] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     # round_robin keeps a connection to every address that the name has, and opens it anew without waiting for a call.
-    ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
+    # A server that says of itself that it is not serving, such as one that is about to stop, is left out.
+    (
+        "grpc.service_config",
+        json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}),
+    ),
     # Nothing but this decides how calls are made. No policy of retries: gRPC repeats only what no server has seen.
     ("grpc.service_config_disable_resolution", 1),
     ("grpc.enable_http_proxy", 0),

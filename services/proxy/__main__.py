@@ -31,6 +31,7 @@ from services.proxy.outbox import Outbox
 from services.proxy.providers.keys import KeyMissing
 from services.proxy.providers.registry import allowed_hosts, build_registry
 from services.proxy.relay import Relay
+from services.proxy.replicas import Replicas
 from services.proxy.server import EdgeServer
 from services.proxy.upstream_http import HttpUpstream
 
@@ -63,9 +64,9 @@ async def serve(settings: Settings, identity: Identity, environ: Mapping[str, st
     proxy_id, metrics = uuid7(), CollectorRegistry()
     registry = build_registry(settings.providers, settings.models, environ=environ, clock=loop.time)
     outbox = Outbox.open(settings.outbox_dir, proxy_id=proxy_id, registry=metrics)
-    auth_channel = aio_channel(settings.auth_address, identity, "auth")
+    replicas = Replicas(settings.auth_address, lambda address: aio_channel(address, identity, "auth"))
     admin_channel = aio_channel(settings.admin_address, identity, "admin")
-    auth = AuthClient(channel=auth_channel, outbox=outbox, proxy_id=proxy_id, host=socket.gethostname())
+    auth = AuthClient(replicas=replicas, outbox=outbox, proxy_id=proxy_id, host=socket.gethostname())
     upstream = HttpUpstream(
         connect=settings.upstream_connect_timeout,
         first_byte=settings.upstream_first_byte_timeout,
@@ -99,7 +100,7 @@ async def serve(settings: Settings, identity: Identity, environ: Mapping[str, st
         await auth.close()  # what it withdraws at the end is for the outbox to send
         await outbox.close(LAST_SECONDS)
         await upstream.close()
-        await auth_channel.close()
+        await replicas.close()
         await admin_channel.close()
     signals.close()
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
+import grpc.aio
 
 from gateway.errors import (
     AuthUnavailable,
@@ -30,8 +31,11 @@ from gateway.process.logs import get_logger
 from gateway.rpc.refusals import grant_of, refusal_of
 from gateway.rpc.status import from_reason, from_status
 from gateway.stubs.auth.v1 import auth_pb2 as pb
-from gateway.stubs.auth.v1 import auth_pb2_grpc
 from services.proxy.outbox import SETTLEMENTS_PER_BATCH, Outbox, token_key
+from services.proxy.replicas import PROBE_INTERVAL, Replica, Replicas
+
+if TYPE_CHECKING:
+    from gateway.stubs.auth.v1.auth_pb2_grpc import AuthServiceAsyncStub  # in the types of the stubs alone
 
 PATIENCE: Final = 1.0  # seconds from a call's arrival until it is told that auth is away
 RPC_TIMEOUT: Final = 0.8
@@ -41,19 +45,17 @@ BYTES_PER_BATCH: Final = 1_000_000  # of the 1 MiB that a batch may have
 BATCHES_IN_FLIGHT: Final = 2
 SECOND_BATCH: Final = 32  # calls
 BEAT_INTERVAL: Final = 5.0
-PROBE_INTERVAL: Final = 2.0  # so that `ready` tells within 5 s that auth hangs
 _RETRY: Final = 0.05
 _LATE: Final = 0.1
 _TOO_LATE: Final = 0.01
+_BESIDE: Final = 0.3  # seconds after which another server is asked beside one that is late; both fit into RPC_TIMEOUT
 _SETTLE_TIMEOUT: Final = 5.0
-_AGAIN: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
 _UNAVAILABLE: Final = grpc.StatusCode.UNAVAILABLE.value[0]
 # What auth says before it does anything. To the caller these are a fault of ours: he is neither unknown nor forbidden.
 _OUR_FAULT: Final = (PermissionDenied, Unauthenticated, RequestTooLarge)
 
 _log = get_logger(__name__)
 
-_Q = TypeVar("_Q")
 _A = TypeVar("_A")
 
 
@@ -73,15 +75,14 @@ class _Waiting:
 
 
 class AuthClient:
-    """Asks auth, over one channel, on behalf of every call of this process.
+    """Asks auth, whichever server of it answers, on behalf of every call of this process.
 
-    outbox: gives the settlements that travel along, and takes the withdrawals. proxy_id: this life of this process.
-    host: where it runs, for people.
+    replicas: the servers. outbox: gives the settlements that travel along, and takes the withdrawals.
+    proxy_id: this life of this process. host: where it runs, for people.
     """
 
-    def __init__(self, *, channel: grpc.aio.Channel, outbox: Outbox, proxy_id: str, host: str) -> None:
-        self._channel = channel
-        self._stub = auth_pb2_grpc.AuthServiceStub(channel)
+    def __init__(self, *, replicas: Replicas, outbox: Outbox, proxy_id: str, host: str) -> None:
+        self._replicas = replicas
         self._outbox = outbox
         self._beat = pb.BeatRequest(proxy_id=proxy_id, host=host[:200])
         self._proxy_id = proxy_id
@@ -90,19 +91,17 @@ class AuthClient:
         self._in_flight = 0
         self._sent_at = 0.0
         self._pump_due = False
-        self._answering = False
-        self._answered_at = 0.0
         self._reconnecting: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Begins to beat and lets the outbox settle."""
+        """Begins to connect and to beat, and lets the outbox settle."""
+        await self._replicas.start()
         self._outbox.start(self._settle)
         self._run(self._keep_beating())
-        self._run(self._keep_probing())
 
     async def close(self) -> None:
-        """Stops; whoever still waits is told that auth is away."""
+        """Stops; whoever still waits is told that auth is away. The connections are closed by whoever closes the replicas."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -111,8 +110,8 @@ class AuthClient:
 
     @property
     def ready(self) -> bool:
-        """Whether auth answers: the last RPC came back, and the connection stands."""
-        return self._answering and self._channel.get_state() is grpc.ChannelConnectivity.READY
+        """Whether auth answers: of one server the connection stands, and the last RPC came back."""
+        return self._replicas.ready
 
     async def validate(self, request: pb.ValidateTokenRequest, *, arrived: float) -> pb.Grant:
         """Decides one call; without a request id it only looks.
@@ -149,12 +148,12 @@ class AuthClient:
         until = asyncio.get_running_loop().time() + PATIENCE
         await self._settle_pending(token_key(token), until)
         request = pb.GetTokenUsageRequest(token=token, client_ip=client_ip, details=details)
-        return await self._ask(self._stub.GetTokenUsage, request, until)
+        return await self._ask(lambda stub: stub.GetTokenUsage, request, until)
 
     async def list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
         """The models that a token may use. Raises the Refusal of a denial, AuthUnavailable."""
         until = asyncio.get_running_loop().time() + PATIENCE
-        response = await self._ask(self._stub.ListModels, request, until)
+        response = await self._ask(lambda stub: stub.ListModels, request, until)
         if response.HasField("denial"):
             raise refusal_of(response.denial)
         return response
@@ -171,14 +170,15 @@ class AuthClient:
         self._pump_due = False
         loop = asyncio.get_running_loop()
         while self._queue and self._may_send(loop.time()):
-            if self._channel.get_state(try_to_connect=True) is not grpc.ChannelConnectivity.READY:
+            replica = self._replicas.choose()
+            if replica is None:
                 self._reconnect()  # what is not sent needs no withdrawal
                 return
             if batch := self._gather():
                 self._in_flight += 1
                 self._sent_at = loop.time()
                 loop.call_later(_LATE, self._pump_soon)
-                self._run(self._send(batch))
+                self._run(self._send(batch, replica))
 
     def _gather(self) -> list[_Waiting]:
         """Takes from the queue what fits into one batch together with all that its tokens have pending."""
@@ -211,10 +211,10 @@ class AuthClient:
         worth_it = len(self._queue) >= SECOND_BATCH or now - self._sent_at >= _LATE
         return self._in_flight < BATCHES_IN_FLIGHT and worth_it
 
-    async def _send(self, batch: list[_Waiting]) -> None:
+    async def _send(self, batch: list[_Waiting], replica: Replica) -> None:
         again: list[_Waiting] = []
         try:
-            again = await self._decide(batch)
+            again = await self._decide(batch, replica)
         except asyncio.CancelledError:
             self._fail(batch)
             raise
@@ -228,11 +228,13 @@ class AuthClient:
             self._in_flight -= 1
         if again:
             self._queue.extendleft(reversed(again))
-            asyncio.get_running_loop().call_later(_RETRY, self._pump_soon)
+            # A server that went away leaves its share to the others at once.
+            elsewhere = not replica.answering and self._replicas.ready
+            asyncio.get_running_loop().call_later(0.0 if elsewhere else _RETRY, self._pump_soon)
         else:
             self._pump_soon()
 
-    async def _decide(self, batch: list[_Waiting]) -> list[_Waiting]:
+    async def _decide(self, batch: list[_Waiting], replica: Replica) -> list[_Waiting]:
         """Sends a batch; gives those that are to be asked again. Raises GatewayError for a fault of the whole batch."""
         # The oldest may leave before the answer: a batch that ended with his second would be lost to all the others, again and
         # again, as long as auth is slow.
@@ -242,12 +244,11 @@ class AuthClient:
         for waiting in batch:
             waiting.in_flight = True
         try:
-            response = await self._stub.BatchValidateTokens(request, timeout=max(0.0, min(RPC_TIMEOUT, left)))
+            response = await self._validations(request, replica, max(0.0, min(RPC_TIMEOUT, left)), batch)
             _check_number(len(batch), len(response.validations))
             _check_number(len(settlements), len(response.settlements))
         except BaseException as fault:
             self._outbox.failed(settlements)
-            self._answering = False
             error = from_status(fault) if isinstance(fault, grpc.aio.AioRpcError) else fault
             for waiting in batch:
                 waiting.in_flight = False
@@ -257,13 +258,40 @@ class AuthClient:
             if error is fault:
                 raise
             raise error from fault
-        self._note_answer()
         self._outbox.acknowledged(settlements, response.settlements)
         for waiting in batch:
             waiting.in_flight = False
         return [
             waiting for waiting, result in zip(batch, response.validations, strict=True) if not self._resolve(waiting, result)
         ]
+
+    async def _validations(
+        self, request: pb.BatchValidateTokensRequest, replica: Replica, seconds: float, batch: list[_Waiting]
+    ) -> pb.BatchValidateTokensResponse:
+        """One server's answer to a batch; another one is asked for the same when the first is late, and the sooner one counts.
+
+        Both do the same thing once: a validation is known by its id, and a settlement by what it says.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        first = loop.create_task(replica.ask(replica.stub.BatchValidateTokens, request, seconds))
+        asked = {first}
+        try:
+            await asyncio.wait(asked, timeout=_BESIDE)
+            if not first.done() and (other := self._replicas.choose(beside=replica)) is not None:
+                replica.answering = False
+                for waiting in batch:
+                    waiting.lost = True  # the one that is late may admit him after the other one refused him
+                asked.add(loop.create_task(other.ask(other.stub.BatchValidateTokens, request, until - loop.time())))
+            while True:
+                done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    if len(asked) == 1 or task.exception() is None:
+                        return task.result()
+                    asked.discard(task)
+        finally:
+            for task in asked:
+                task.cancel()
 
     def _resolve(self, waiting: _Waiting, result: pb.ValidationResult) -> bool:
         """Gives a caller his answer; False when auth is to be asked again."""
@@ -317,23 +345,26 @@ class AuthClient:
         return self._reconnecting
 
     async def _connect(self) -> None:
-        while (state := self._channel.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
-            await self._channel.wait_for_state_change(state)
+        await self._replicas.connected()
         self._pump_soon()
 
     # -- the other RPCs ------------------------------------------------------------------------------------------------------
 
-    async def _ask(self, rpc: grpc.aio.UnaryUnaryMultiCallable[_Q, _A], request: _Q, until: float) -> _A:
+    async def _ask(
+        self, rpc: Callable[[AuthServiceAsyncStub], Callable[..., Awaitable[_A]]], request: object, until: float
+    ) -> _A:
         """One RPC, tried again until this time of the loop while auth is away. Raises AuthUnavailable or what auth refuses."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.wait({self._reconnect()}, timeout=until - loop.time())
             left = until - loop.time()
-            if left <= _RETRY:
+            replica = self._replicas.choose()
+            if left <= _RETRY or replica is None:
                 raise _away()
+            others = self._replicas.choose(beside=replica) is not None
             try:
-                with self._faults():
-                    return await rpc(request, timeout=min(RPC_TIMEOUT, left))
+                with _faults():
+                    return await replica.ask(rpc(replica.stub), request, min(_BESIDE if others else RPC_TIMEOUT, left))
             except (AuthUnavailable, DatabaseUnavailable):
                 await asyncio.sleep(_RETRY)
             except _OUR_FAULT as error:
@@ -342,9 +373,10 @@ class AuthClient:
 
     async def _settle(self, settlements: list[pb.RecordUsageRequest]) -> list[pb.SettlementResult]:
         """Gives settlements to the ledger, for the outbox. Raises GatewayError."""
-        with self._faults():
+        replica = self._chosen()
+        with _faults():
             request = pb.BatchRecordUsageRequest(settlements=settlements)
-            response = await self._stub.BatchRecordUsage(request, timeout=_SETTLE_TIMEOUT)
+            response = await replica.ask(replica.stub.BatchRecordUsage, request, _SETTLE_TIMEOUT)
         return list(response.settlements)
 
     async def _settle_pending(self, key: bytes, until: float) -> None:
@@ -353,7 +385,9 @@ class AuthClient:
         if not settlements:
             return
         try:
-            response = await self._ask(self._stub.BatchRecordUsage, pb.BatchRecordUsageRequest(settlements=settlements), until)
+            response = await self._ask(
+                lambda stub: stub.BatchRecordUsage, pb.BatchRecordUsageRequest(settlements=settlements), until
+            )
             _check_number(len(settlements), len(response.settlements))
         except BaseException:
             self._outbox.failed(settlements)
@@ -363,42 +397,36 @@ class AuthClient:
     async def _keep_beating(self) -> None:
         while True:
             try:
-                with self._faults():
-                    await self._stub.Beat(self._beat, timeout=PROBE_INTERVAL)
+                replica = self._chosen()
+                with _faults():
+                    await replica.ask(replica.stub.Beat, self._beat, PROBE_INTERVAL)
             except GatewayError as error:
                 _log.info("auth does not hear this proxy", reason=error.reason)
                 await asyncio.sleep(_RETRY * 10)
             else:
                 await asyncio.sleep(BEAT_INTERVAL)
 
-    async def _keep_probing(self) -> None:
-        """Asks auth for nothing when nobody else asked it for something, so that `ready` is true to life."""
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(PROBE_INTERVAL / 4)
-            if not self._answering or loop.time() - self._answered_at >= PROBE_INTERVAL:
-                with contextlib.suppress(GatewayError), self._faults():
-                    await self._stub.BatchRecordUsage(pb.BatchRecordUsageRequest(), timeout=PROBE_INTERVAL)
-
-    @contextlib.contextmanager
-    def _faults(self) -> Iterator[None]:
-        """Turns an RPC's fault into its GatewayError, and notes whether auth answers."""
-        try:
-            yield
-        except grpc.aio.AioRpcError as error:
-            self._answering = error.code() not in _AGAIN
-            raise from_status(error) from error
-        self._note_answer()
-
-    def _note_answer(self) -> None:
-        self._answering = True
-        self._answered_at = asyncio.get_running_loop().time()
+    def _chosen(self) -> Replica:
+        """The server to be asked next. Raises AuthUnavailable."""
+        replica = self._replicas.choose()
+        if replica is None:
+            raise _away()
+        return replica
 
     def _run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+@contextlib.contextmanager
+def _faults() -> Iterator[None]:
+    """Turns an RPC's fault into its GatewayError."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise from_status(error) from error
 
 
 def _check_number(asked: int, answered: int) -> None:

@@ -33,6 +33,7 @@ def test_a_call_succeeds_within_two_seconds_after_an_outage(loopback: Loopback, 
     loopback.server = loopback.make()
     bind(loopback.server, loopback.address, loopback.identity)
     loopback.server.start()
+    loopback.server.set_serving(True)
     back = time.monotonic()
     while True:
         try:
@@ -53,6 +54,7 @@ async def test_an_asyncio_channel_comes_back_too(loopback: Loopback, identities:
         loopback.server = loopback.make()
         bind(loopback.server, loopback.address, loopback.identity)
         loopback.server.start()
+        loopback.server.set_serving(True)
         async with asyncio.timeout(2):
             await stub.Beat(auth_pb2.BeatRequest(), timeout=2, wait_for_ready=True)
 

@@ -15,6 +15,7 @@ from gateway.rpc.channel import aio_channel
 from gateway.stubs.auth.v1 import auth_pb2 as pb
 from services.proxy.auth_client import AuthClient
 from services.proxy.outbox import Outbox, token_key
+from services.proxy.replicas import Replicas
 from tests.fakes.auth_service import TOKEN, FakeAuthServer, FakeAuthService, Ledger
 from tests.support.certificates import make_identities
 
@@ -88,14 +89,14 @@ async def client_of(
         server.stop()
     registry = CollectorRegistry()
     proxy_id = uuid7()
-    channel = aio_channel(server.address, identities["proxy"], "auth")
+    replicas = Replicas(server.address, lambda address: aio_channel(address, identities["proxy"], "auth"))
     outbox = Outbox.open(directory, proxy_id=proxy_id, registry=registry, **options)
-    client = AuthClient(channel=channel, outbox=outbox, proxy_id=proxy_id, host="here")
+    client = AuthClient(replicas=replicas, outbox=outbox, proxy_id=proxy_id, host="here")
     await client.start()
     try:
         yield Harness(client, outbox, server.service, server, registry, directory)
     finally:
         await client.close()
         await outbox.close(0.0)
-        await channel.close()
+        await replicas.close()
         server.stop()

@@ -16,6 +16,7 @@ from gateway.stubs.auth.v1 import auth_pb2 as pb
 from services.proxy import auth_client
 from services.proxy.auth_client import AuthClient
 from services.proxy.outbox import Outbox
+from services.proxy.replicas import Replicas
 from tests.fakes.auth_service import TOKEN, FakeAuthService, Ledger, Token
 from tests.proxy.auth_harness import KEY, call, client_of, eventually, now, settled
 from tests.support.certificates import make_identities
@@ -416,9 +417,10 @@ async def test_a_stopped_auth_is_answered_for_and_found_again(tmp_path, pki):
         sys.executable, "-m", "tests.fakes.auth_service", str(pki / "auth"), stdout=asyncio.subprocess.PIPE
     )
     assert process.stdout is not None
-    channel = aio_channel(f"127.0.0.1:{int(await process.stdout.readline())}", identities["proxy"], "auth")
+    address = f"127.0.0.1:{int(await process.stdout.readline())}"
+    replicas = Replicas(address, lambda address: aio_channel(address, identities["proxy"], "auth"))
     outbox = Outbox.open(tmp_path / "outbox", proxy_id=uuid7())
-    client = AuthClient(channel=channel, outbox=outbox, proxy_id=uuid7(), host="here")
+    client = AuthClient(replicas=replicas, outbox=outbox, proxy_id=uuid7(), host="here")
     await client.start()
     waits: list[float] = []
     outcomes: list[str] = []
@@ -458,6 +460,6 @@ async def test_a_stopped_auth_is_answered_for_and_found_again(tmp_path, pki):
     finally:
         await client.close()
         await outbox.close(0.0)
-        await channel.close()
+        await replicas.close()
         process.kill()
         await process.wait()

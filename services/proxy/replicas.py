@@ -1,0 +1,227 @@
+"""The auth servers that there are: a channel to each, which of them a request goes to, and whom to ask beside one that is late.
+
+gRPC's own balancing spreads calls blindly: a server that hangs, or whose machine is gone without a word, gets every second call
+until the keepalive ends its connection. Here each server has a channel of its own, and one that did not answer is passed over
+until it answers again, as long as there is another. gRPC's health checks take a server out that says it is about to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+import grpc
+import grpc.aio
+
+from gateway.process.logs import get_logger
+from gateway.stubs.auth.v1 import auth_pb2 as pb
+from gateway.stubs.auth.v1 import auth_pb2_grpc
+
+RESOLVE_INTERVAL: Final = 1.0
+"""Seconds between two looks at what a name stands for, so that a replica that was added is found within about a second."""
+PROBE_INTERVAL: Final = 2.0
+"""Seconds without an answer after which a server is asked for nothing, and seconds that it has for this answer."""
+_PROBE_AGAIN: Final = 0.5
+_CLOSING: Final = 5.0  # seconds for what is on its way when a server leaves the list
+_NO_ANSWER: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
+
+_log = get_logger(__name__)
+
+_Q = TypeVar("_Q")
+_A = TypeVar("_A")
+Dial = Callable[[str], grpc.aio.Channel]
+
+
+@dataclass(eq=False)
+class Replica:
+    """One auth server.
+
+    address: as gRPC dials it, such as `ipv4:10.0.0.7:50051`.
+    answering: whether it answered the last time; a new one has yet to.
+    in_flight: RPCs on their way. turn: when it was chosen last, for taking turns.
+    """
+
+    address: str
+    channel: grpc.aio.Channel
+    answering: bool = False
+    answered_at: float = float("-inf")
+    in_flight: int = 0
+    turn: int = 0
+    listed: bool = True
+    woken: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it has connected, so that it is asked at once whether it answers."""
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.stub = auth_pb2_grpc.AuthServiceStub(self.channel)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection stands and the server says that it is serving."""
+        return self.channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY
+
+    async def ask(self, rpc: Callable[..., Awaitable[_A]], request: object, seconds: float) -> _A:
+        """One RPC of this replica's stub; notes whether it was answered. Raises grpc.aio.AioRpcError."""
+        self.in_flight += 1
+        try:
+            response = await rpc(request, timeout=seconds)
+        except grpc.aio.AioRpcError as error:
+            self.answering = error.code() not in _NO_ANSWER
+            raise
+        else:
+            self.note_answer()
+            return response
+        finally:
+            self.in_flight -= 1
+
+    def note_answer(self) -> None:
+        """Notes that it has answered just now."""
+        self.answering = True
+        self.answered_at = asyncio.get_running_loop().time()
+
+
+class Replicas:
+    """All auth servers behind an address.
+
+    address: `host:port`, several with commas between, or `dns:///host:port`; a name means all its addresses, now and later.
+    dial: makes a channel to one address.
+    """
+
+    def __init__(self, address: str, dial: Dial) -> None:
+        self._places = [place.rpartition(":") for place in address.removeprefix("dns:///").split(",")]
+        self._dial = dial
+        self._replicas: dict[str, Replica] = {}
+        self._turn = 0
+        self._changed = asyncio.Event()
+        self._resolving: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Begins to connect. Waits for nobody."""
+        if all(_is_address(host) for host, _, _ in self._places):
+            self._take([_dialled(host, int(port)) for host, _, port in self._places])
+        else:
+            self._resolving = asyncio.create_task(self._keep_resolving())
+
+    async def close(self) -> None:
+        """Ends all connections."""
+        if self._resolving is not None:
+            self._resolving.cancel()
+            await asyncio.gather(self._resolving, return_exceptions=True)
+        await asyncio.gather(*(_end(replica, 0.0) for replica in self._replicas.values()), *self._closing)
+        self._replicas.clear()
+
+    @property
+    def ready(self) -> bool:
+        """Whether one is connected and answered the last time it was asked."""
+        return any(replica.answering and replica.connected for replica in self._replicas.values())
+
+    def choose(self, *, beside: Replica | None = None) -> Replica | None:
+        """The one to be asked next: of those connected one that answers, with the least on its way; None: there is none.
+
+        beside: another one than this, and only one that answers.
+        """
+        found = [replica for replica in self._replicas.values() if replica is not beside and replica.connected]
+        if beside is not None:
+            found = [replica for replica in found if replica.answering]
+        if not found:
+            return None
+        best = min(found, key=lambda replica: (not replica.answering, not replica.listed, replica.in_flight, replica.turn))
+        self._turn += 1
+        best.turn = self._turn
+        return best
+
+    async def connected(self) -> None:
+        """Returns as soon as one is connected."""
+        while not any(replica.connected for replica in self._replicas.values()):
+            self._changed.clear()
+            await self._changed.wait()
+
+    # -- who is there --------------------------------------------------------------------------------------------------------
+
+    async def _keep_resolving(self) -> None:
+        while True:
+            self._take(await self._resolve())
+            await asyncio.sleep(RESOLVE_INTERVAL)
+
+    async def _resolve(self) -> list[str]:
+        """The addresses that there are now; none when a name cannot be looked up, which says nothing of its servers."""
+        loop = asyncio.get_running_loop()
+        found: list[str] = []
+        for host, _, port in self._places:
+            try:
+                told = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+            except OSError as error:
+                _log.debug("auth's name is not found", host=host, error=str(error))
+                return []
+            found += [_dialled(str(where[0]), int(port)) for *_, where in told]
+        return found
+
+    def _take(self, addresses: Collection[str]) -> None:
+        """Takes what a name stands for now. Who is no longer named goes when another one can take his place."""
+        for address in addresses:
+            if address not in self._replicas:
+                _log.info("auth found", address=address)
+                self._add(Replica(address, self._dial(address)))
+        for replica in self._replicas.values():
+            replica.listed = replica.address in addresses or not addresses
+        others = any(replica.listed and replica.answering and replica.connected for replica in self._replicas.values())
+        for replica in [replica for replica in self._replicas.values() if not replica.listed]:
+            if others or not replica.connected:
+                _log.info("auth gone", address=replica.address)
+                del self._replicas[replica.address]
+                task = asyncio.create_task(_end(replica, _CLOSING))
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
+
+    def _add(self, replica: Replica) -> None:
+        self._replicas[replica.address] = replica
+        work: list[Coroutine[Any, Any, None]] = [self._keep_watching(replica), _keep_probing(replica)]
+        replica.tasks = [asyncio.create_task(each) for each in work]
+
+    async def _keep_watching(self, replica: Replica) -> None:
+        """Has the channel connect, whenever it is not, and tells those who wait for that."""
+        while True:
+            state = replica.channel.get_state(try_to_connect=True)
+            if state is grpc.ChannelConnectivity.READY:
+                replica.woken.set()
+                self._changed.set()
+            await replica.channel.wait_for_state_change(state)
+
+
+async def _keep_probing(replica: Replica) -> None:
+    """Asks for nothing when nobody else asked for something, so that what is known of the server is true to life."""
+    loop = asyncio.get_running_loop()
+    while True:
+        if replica.connected and (not replica.answering or loop.time() - replica.answered_at >= PROBE_INTERVAL):
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                await replica.ask(replica.stub.BatchRecordUsage, pb.BatchRecordUsageRequest(), PROBE_INTERVAL)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PROBE_AGAIN):
+                await replica.woken.wait()
+        replica.woken.clear()
+
+
+async def _end(replica: Replica, grace: float) -> None:
+    for task in replica.tasks:
+        task.cancel()
+    await asyncio.gather(*replica.tasks, return_exceptions=True)
+    await replica.channel.close(grace)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+def _dialled(host: str, port: int) -> str:
+    host = host.strip("[]")
+    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
