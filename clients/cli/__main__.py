@@ -6,6 +6,8 @@ import os
 import sys
 from typing import NoReturn
 
+from clients.cli.probe import ask_by_environment
+
 SERVICES = ("auth", "admin", "proxy", "demo")
 
 
@@ -24,6 +26,11 @@ def main() -> int:
     arguments = sys.argv[1:]
     if len(arguments) == 1 and arguments[0] in SERVICES:
         become(arguments[0])
+    if len(arguments) == 2 and arguments[0] == "health" and arguments[1] in SERVICES:
+        answer = ask_by_environment(arguments[1], os.environ)
+        if answer is not None:
+            print(f"{answer.service}\t{'ready' if answer.ready else 'not ready'}\t{answer.detail}", flush=True)
+            return 0 if answer.ready else 1
     from clients.cli.app import run  # noqa: PLC0415 - a service that is started by its command need not load the command line
 
     return run(arguments)

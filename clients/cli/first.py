@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from clients.cli.places import base_url, own_name
 from gateway.client_tokens import NewToken
 from gateway.clock import SystemClock
 from gateway.money import CURRENCY, NANOS
@@ -29,6 +28,14 @@ class FirstSecrets:
     password: str | None
     token: str | None
     token_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What the lines to copy are made of: the URL of the edge, without a slash at its end, and how `gateway` is called."""
+
+    url: str
+    gateway: str
 
 
 def are_told(db: Database) -> bool:
@@ -73,9 +80,9 @@ def make(db: Database, settings: Settings, *, token_key: bytes) -> FirstSecrets:
     return FirstSecrets(password, issued.secret, issued.token.id)
 
 
-def as_json(secrets: FirstSecrets, settings: Settings) -> dict[str, Any]:
+def as_json(secrets: FirstSecrets, shown: Shown) -> dict[str, Any]:
     """The secrets for programs; fields without a value are absent."""
-    url = base_url(settings)
+    url = shown.url
     told: dict[str, Any] = {"url": url}
     if secrets.password:
         told["administrator"] = {"username": administrators.FIRST, "one_time_password": secrets.password}
@@ -92,16 +99,19 @@ def as_json(secrets: FirstSecrets, settings: Settings) -> dict[str, Any]:
     return told
 
 
-def as_text(secrets: FirstSecrets, settings: Settings) -> str:
-    """The secrets for people, with lines to copy. No drawn frame: a line that is copied holds nothing but itself."""
-    url, gateway = base_url(settings), own_name()
+def as_text(secrets: FirstSecrets, shown: Shown, *, given: bool) -> str:
+    """The secrets for people, with lines to copy. No drawn frame: a line that is copied holds nothing but itself.
+
+    given: whether the settings gave the administrator's password.
+    """
+    url, gateway = shown.url, shown.gateway
     lines = ["", "Shown once, now:", ""]
     if secrets.password:
         lines += [
             f"  administrator  {administrators.FIRST}",
             f"  password       {secrets.password}   (one-time, for 24 hours; set your own: {gateway} admin passwd)",
         ]
-    elif settings.admin_password:
+    elif given:
         lines += [f"  administrator  {administrators.FIRST}", "  password       the one in GATEWAY_ADMIN_PASSWORD"]
     if secrets.token:
         lines += [

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import http.client
 import os
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import grpc
@@ -13,6 +11,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from clients.cli.output import FAULT, OK, USAGE, Failure, Json, table, tell_json
 from clients.cli.places import reachable
+from clients.cli.probe import TIMEOUT, Answer
+from clients.cli.probe import ask as ask_http
 from gateway.process.settings import Settings, load_settings
 from gateway.rpc.channel import sync_channel
 from gateway.rpc.identity import Identity, IdentityError
@@ -21,20 +21,11 @@ Service = Literal["auth", "admin", "proxy", "demo"]
 ALL: tuple[Service, ...] = ("auth", "admin", "proxy", "demo")
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a service says of itself."""
-
-    service: str
-    ready: bool
-    detail: str
-
-
 def health(
     service: Annotated[Service | None, Parameter(help="One service of this machine.")] = None,
     *,
     all_: Annotated[bool, Parameter(name="--all", help="All four.")] = False,
-    timeout: Annotated[float, Parameter(help="Seconds that a service has to answer.")] = 3.0,
+    timeout: Annotated[float, Parameter(help="Seconds that a service has to answer.")] = TIMEOUT,
     json: Json = False,
 ) -> int:
     """Ask services whether they are ready. Exit code 0: all of them; 1: not all."""
@@ -54,24 +45,23 @@ def health(
 
 def ask(settings: Settings, service: str, timeout: float) -> Answer:
     """What one service of this machine says."""
-    if service in {"proxy", "demo"}:
-        listen = settings.demo_listen if service == "demo" else f"{settings.http_host}:{settings.http_port}"
-        return _ask_http(service, listen, timeout)
-    listen = settings.auth_listen if service == "auth" else settings.admin_listen
-    return _ask_grpc(settings, service, listen, timeout)
+    listen = _http(settings, service)
+    if listen is not None:
+        return ask_http(service, listen, timeout)
+    return _ask_grpc(settings, service, settings.auth_listen if service == "auth" else settings.admin_listen, timeout)
 
 
-def _ask_http(service: str, listen: str, timeout: float) -> Answer:
-    host, port = reachable(listen)
-    connection = http.client.HTTPConnection(host, port, timeout=timeout)
-    try:
-        connection.request("GET", "/readyz")
-        status = connection.getresponse().status
-    except (OSError, http.client.HTTPException) as fault:
-        return Answer(service, ready=False, detail=f"no answer at {host}:{port}: {fault or type(fault).__name__}")
-    finally:
-        connection.close()
-    return Answer(service, ready=status == http.client.OK, detail=f"HTTP {status} at {host}:{port}")
+def _http(settings: Settings, service: str) -> str | None:
+    """Where a service answers probes over HTTP; None: only over gRPC."""
+    match service:
+        case "auth":
+            return settings.auth_metrics_address
+        case "admin":
+            return settings.admin_metrics_address
+        case "demo":
+            return settings.demo_listen
+        case _:
+            return settings.proxy_metrics_address or f"{settings.http_host}:{settings.http_port}"
 
 
 def _ask_grpc(settings: Settings, service: str, listen: str, timeout: float) -> Answer:

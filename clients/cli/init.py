@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from clients.cli import first, keys
 from clients.cli.host import bring_up_to_date, opened, settle_token_key
 from clients.cli.output import Json, tell, tell_json
+from clients.cli.places import base_url, own_name
 from gateway.process.settings import load_settings
 
 
@@ -18,6 +19,12 @@ def init(
     no_secrets: Annotated[
         bool, Parameter(help="Make no administrator and no token yet; the next `gateway init` makes and shows them.")
     ] = False,
+    url: Annotated[
+        str | None, Parameter(help="Where people reach the proxy, where the settings cannot know; it is shown.")
+    ] = None,
+    called: Annotated[
+        str | None, Parameter(help="How people call `gateway`, where that is not from here; it is shown.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Make what is missing: keys, certificates, database, first administrator, first client token.
@@ -25,6 +32,7 @@ def init(
     What it finds it leaves as it is. The first password and token are shown once, on standard output.
     """
     settings = load_settings(os.environ)
+    shown = first.Shown(url.rstrip("/") if url else base_url(settings), called or own_name())
     with keys.data_directory(settings):
         made: dict[str, Any] = {"certificates": keys.make_certificates(settings)}
         with opened(settings) as db:
@@ -33,12 +41,14 @@ def init(
             first.make_given_administrator(db, settings)
             told = first.are_told(db)
             if json:
-                secrets = {} if told or no_secrets else first.as_json(first.make(db, settings, token_key=key), settings)
+                secrets = {} if told or no_secrets else first.as_json(first.make(db, settings, token_key=key), shown)
                 tell_json({"made": made, "secrets_told": told or not no_secrets, **secrets})
             else:
                 _tell_made(made)
                 if not told and not no_secrets:
-                    tell(first.as_text(first.make(db, settings, token_key=key), settings))
+                    tell(
+                        first.as_text(first.make(db, settings, token_key=key), shown, given=settings.admin_password is not None)
+                    )
             if not told and not no_secrets:
                 first.mark_told(db)
 

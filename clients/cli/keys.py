@@ -41,7 +41,7 @@ def make_certificates(settings: Settings) -> list[str]:
     authority = pki / "ca"
     made = []
     try:
-        if not authority.exists():
+        if not (authority / "ca.pem").exists():
             _make_authority(authority)
             made.append("ca")
         for name in OWN_NAMES:
@@ -55,12 +55,22 @@ def make_certificates(settings: Settings) -> list[str]:
 
 
 def _make_authority(directory: Path) -> None:
-    """A new authority that is there whole or not at all: certificates of half a one could never be told from real ones."""
-    draft = directory.with_name(".ca.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    create_authority(draft)
-    draft.rename(directory)
-    _sync_directory(directory.parent)
+    """A new authority that is there whole or not at all: certificates of half a one could never be told from real ones.
+
+    It is made beside and moved in file by file, as the directory may be a volume, onto which nothing can be moved. Whoever is
+    killed between the two leaves the certificate in the draft, and the next one moves it.
+    """
+    draft = directory / ".draft"
+    if (directory / "ca.key").exists():
+        if not (draft / "ca.pem").exists():
+            raise IdentityError(f"{directory} holds half an authority: restore ca.pem from a backup")
+    else:
+        shutil.rmtree(draft, ignore_errors=True)
+        create_authority(draft)
+        (draft / "ca.key").rename(directory / "ca.key")
+    (draft / "ca.pem").rename(directory / "ca.pem")
+    draft.rmdir()
+    _sync_directory(directory)
 
 
 def _is_good(directory: Path, authority: Path) -> bool:

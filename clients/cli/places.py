@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gateway.process.settings import Settings
+if TYPE_CHECKING:
+    from gateway.process.settings import Settings
 
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - read here, not bound
 
@@ -31,6 +30,10 @@ def base_url(settings: Settings) -> str:
 
 def own_name() -> str:
     """How the `gateway` command of this installation is called from here: its name if that is on the PATH, else its path."""
+    import shutil  # noqa: PLC0415 - a health check uses this module, too, and is to be cheap
+    import sys  # noqa: PLC0415 - same
+    from pathlib import Path  # noqa: PLC0415 - same
+
     ours = Path(sys.executable).parent / "gateway"
     found = shutil.which("gateway")
     if found and Path(found).resolve() == ours.resolve():

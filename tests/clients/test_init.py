@@ -121,7 +121,7 @@ def test_killed_at_any_moment_and_run_again_it_ends_well_with_secrets_to_show(fr
     (token,) = fresh.answer("token", "list")["tokens"]
     assert token["display_hint"][-4:] == shown["token"]["token"][-4:]
     assert fresh.query("SELECT COUNT(*) AS n FROM administrators") == [{"n": 1}]
-    assert not list(fresh.data.rglob(".*.draft"))
+    assert not list(fresh.data.rglob(".*draft"))
     assert "token" not in fresh.answer("init")
 
 
