@@ -21,7 +21,7 @@ from clients.cli.ports import listeners, port_fault
 from gateway.errors import GatewayError
 from gateway.process import token_key
 from gateway.process.settings import Settings
-from gateway.rpc.identity import OWN_NAMES, Identity, IdentityError
+from gateway.rpc.identity import OWN_NAMES, Identity, IdentityError, expires_at
 from gateway.storage.database import connect
 from gateway.storage.installation import claim_token_key
 from gateway.storage.migrate import pending, refuse_newer
@@ -33,7 +33,9 @@ FAULT = "fault"
 SOUND_SQLITE = (3, 51, 3)  # before it, two connections that checkpoint at once can corrupt a WAL
 SLOW_SYNC_MS = 10.0  # one admission waits for one sync, and a caller waits a second in all
 EXPIRES_SOON_DAYS = 30
+AUTHORITY_EXPIRES_SOON_DAYS = 180
 _SYNCS = 30
+_RENEW = "run `gateway init`; auth and admin take the new one up by themselves, restart the proxy"
 
 # File systems that other machines write to. SQLite's WAL needs memory that all its readers share, so they lose data.
 _NETWORK_FILE_SYSTEMS = frozenset(
@@ -122,13 +124,19 @@ def certificates(settings: Settings) -> Iterator[Finding]:
         except IdentityError as fault:
             yield Finding(FAULT, f"certificate {name}", str(fault))
             continue
-        days = (x509.load_pem_x509_certificate(identity.cert).not_valid_after_utc - datetime.now(UTC)).days
+        days = (expires_at(identity) - datetime.now(UTC)).days
         if days < EXPIRES_SOON_DAYS:
-            yield Finding(
-                WARNING, f"certificate {name}", f"expires in {days} days: run `gateway init`, then restart the services"
-            )
+            yield Finding(WARNING, f"certificate {name}", f"expires in {days} days: {_RENEW}")
         else:
             yield Finding(OK, f"certificate {name}", f"good for {days} days")
+    authority = settings.data_dir / "pki" / "ca" / "ca.pem"
+    if authority.is_file():  # the services' own hosts and containers have none
+        days = (x509.load_pem_x509_certificate(authority.read_bytes()).not_valid_after_utc - datetime.now(UTC)).days
+        if days < AUTHORITY_EXPIRES_SOON_DAYS:
+            text = (
+                f"expires in {days} days: stop the services, remove {authority.parent.parent}, run `gateway init`, start them"
+            )
+            yield Finding(WARNING, "certificate authority", text)
 
 
 def database(settings: Settings) -> Iterator[Finding]:

@@ -76,6 +76,11 @@ class Identity:
         return cls(names[0], cert, key, ca)
 
 
+def expires_at(identity: Identity) -> datetime:
+    """The end of an identity's certificate, in UTC."""
+    return x509.load_pem_x509_certificate(identity.cert).not_valid_after_utc
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who makes a call: the name in the certificate, and what the certificate itself grants."""

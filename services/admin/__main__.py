@@ -14,6 +14,7 @@ from gateway.process.probes import start_probes
 from gateway.process.settings import SettingsError, load_settings
 from gateway.process.stderr import cannot_start, catch_stray
 from gateway.rpc.identity import Identity, IdentityError
+from gateway.rpc.renewal import Renewal
 from gateway.rpc.server import BindError, bind
 from gateway.storage import waiting
 from gateway.storage.installation import claim_token_key
@@ -30,13 +31,15 @@ def main() -> None:
         settings = load_settings(os.environ)
         logs.configure(settings.log_level, settings.log_format, "admin")
         catch_stray()
-        identity = Identity.load(settings.identity_dir_for("admin"))
+        directory = settings.identity_dir_for("admin")
+        identity = Identity.load(directory)
+        renewal = Renewal(directory, identity)
         key = token_key.read(settings.token_key_file)
         with closing(waiting.for_database(settings.database_url, busy_timeout=_BUSY_TIMEOUT)) as db:
             db.set_cache(_CACHE_KIB)
             claim_token_key(db, key)
             server = make_server(db=db, identity=identity, token_key=key, clock=SystemClock())
-            bind(server, settings.admin_listen, identity)
+            bind(server, settings.admin_listen, identity, renewal=renewal)
             with start_probes(settings.admin_metrics_address, lambda: server.serving):
                 serve_until_signal(server, lame_duck=settings.lame_duck, drain=settings.drain, ready=db.is_reachable)
     except (SettingsError, IdentityError, BindError, GatewayError, OSError) as error:

@@ -17,6 +17,7 @@ from gateway.process.settings import SettingsError, load_settings
 from gateway.process.settings_rows import price_rows, provider_rows
 from gateway.process.stderr import cannot_start, catch_stray
 from gateway.rpc.identity import Identity, IdentityError
+from gateway.rpc.renewal import Renewal
 from gateway.rpc.server import BindError, bind
 from gateway.storage import waiting
 from gateway.storage.database import Database
@@ -33,7 +34,9 @@ def main() -> None:
         settings = load_settings(os.environ)
         logs.configure(settings.log_level, settings.log_format, "auth")
         catch_stray()
-        identity = Identity.load(settings.identity_dir_for("auth"))
+        directory = settings.identity_dir_for("auth")
+        identity = Identity.load(directory)
+        renewal = Renewal(directory, identity)
         key = token_key.read(settings.token_key_file)
         clock = SystemClock()
         denials = DenialLog(clock)
@@ -44,7 +47,7 @@ def main() -> None:
         ):
             load_configuration(db, price_rows(settings), provider_rows(settings), clock)
             server = make_server(db=db, ledger=ledger, denials=denials, identity=identity, token_key=key, clock=clock)
-            bind(server, settings.auth_listen, identity)
+            bind(server, settings.auth_listen, identity, renewal=renewal)
             with start_probes(settings.auth_metrics_address, lambda: server.serving):
                 serve_until_signal(server, lame_duck=settings.lame_duck, drain=settings.drain, ready=db.is_reachable)
     except (SettingsError, IdentityError, BindError, GatewayError, OSError) as error:
