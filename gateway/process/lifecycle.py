@@ -19,7 +19,9 @@ from gateway.process import logs
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 READY_EVERY: Final = 1.0
-"""Seconds between two looks at whether a service is ready."""
+"""Seconds between two looks at whether a service is still ready."""
+READY_AGAIN_EVERY: Final = 0.2
+"""The same while it is not: its clients leave it out until it says otherwise."""
 
 _CUT_POLL = 0.05
 _CUT_PATIENCE = 2.0  # seconds for cancelled calls to notice it
@@ -50,15 +52,16 @@ def serve_until_signal(
 
     lame_duck: seconds after the signal in which calls are still taken, while health already says NOT_SERVING.
     drain: seconds that running calls then have at the most; it returns as soon as none is left.
-    ready: asked every second; health follows it.
+    ready: asked every second, and more often while it is not; health follows it.
     Returns whether every call came to its end; False when some were cut.
     """
     with _received() as signals:
         server.start()
         number: int | None = None
         while number is None:
-            server.set_serving(_is(ready))
-            number = _next(signals, READY_EVERY)
+            serving = _is(ready)
+            server.set_serving(serving)
+            number = _next(signals, READY_EVERY if serving else READY_AGAIN_EVERY)
         _log.info("stopping", signal=signal.Signals(number).name, lame_duck=lame_duck, drain=drain)
         server.set_serving(False)
         again = _next(signals, lame_duck)

@@ -31,11 +31,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     # round_robin keeps a connection to every address that the name has, and opens it anew without waiting for a call.
-    # A server that says of itself that it is not serving, such as one that is about to stop, is left out.
-    (
-        "grpc.service_config",
-        json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}),
-    ),
+    ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
     # Nothing but this decides how calls are made. No policy of retries: gRPC repeats only what no server has seen.
     ("grpc.service_config_disable_resolution", 1),
     ("grpc.enable_http_proxy", 0),
@@ -46,15 +42,23 @@ OPTIONS: Final[tuple[Option, ...]] = (
 def sync_channel(address: str, identity: Keys, service: str) -> grpc.Channel:
     """A channel for threads.
 
-    address: `host:port`, or `dns:///host:port` for all addresses that the name has.
+    address: `host:port` or `dns:///host:port`, where a name means all addresses that it has; or several addresses of machines
+    with commas between them.
     service: the name in the server's certificate, such as `auth`; another server of the installation is refused.
     """
-    return grpc.secure_channel(address, _credentials(identity), options=_options(service))
+    return grpc.secure_channel(target(address), _credentials(identity), options=_options(service))
 
 
 def aio_channel(address: str, identity: Keys, service: str) -> grpc.aio.Channel:
     """The same channel for asyncio; to be made on the running loop."""
-    return grpc.aio.secure_channel(address, _credentials(identity), options=_options(service))
+    return grpc.aio.secure_channel(target(address), _credentials(identity), options=_options(service))
+
+
+def target(address: str) -> str:
+    """An address of the settings as gRPC takes it: `10.0.0.7:50051,10.0.0.8:50051` is `ipv4:10.0.0.7:50051,10.0.0.8:50051`."""
+    if "," not in address or address.startswith(("ipv4:", "ipv6:")):
+        return address
+    return f"ipv6:{address}" if address.startswith("[") else f"ipv4:{address}"
 
 
 def _credentials(identity: Keys) -> grpc.ChannelCredentials:

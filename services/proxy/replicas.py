@@ -2,7 +2,7 @@
 
 gRPC's own balancing spreads calls blindly: a server that hangs, or whose machine is gone without a word, gets every second call
 until the keepalive ends its connection. Here each server has a channel of its own, and one that did not answer is passed over
-until it answers again, as long as there is another. gRPC's health checks take a server out that says it is about to stop.
+until it answers again, as long as there is another; so is one that says of itself that it is not serving, as before it stops.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 
 import grpc
 import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.process.logs import get_logger
 from gateway.stubs.auth.v1 import auth_pb2 as pb
@@ -27,6 +28,7 @@ RESOLVE_INTERVAL: Final = 1.0
 PROBE_INTERVAL: Final = 2.0
 """Seconds without an answer after which a server is asked for nothing, and seconds that it has for this answer."""
 _PROBE_AGAIN: Final = 0.5
+_LISTEN_AGAIN: Final = 0.1
 _CLOSING: Final = 5.0  # seconds for what is on its way when a server leaves the list
 _NO_ANSWER: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
 
@@ -43,12 +45,14 @@ class Replica:
 
     address: as gRPC dials it, such as `ipv4:10.0.0.7:50051`.
     answering: whether it answered the last time; a new one has yet to.
+    serving: what it says of itself.
     in_flight: RPCs on their way. turn: when it was chosen last, for taking turns.
     """
 
     address: str
     channel: grpc.aio.Channel
     answering: bool = False
+    serving: bool = False
     answered_at: float = float("-inf")
     in_flight: int = 0
     turn: int = 0
@@ -61,8 +65,13 @@ class Replica:
         self.stub = auth_pb2_grpc.AuthServiceStub(self.channel)
 
     @property
+    def good(self) -> bool:
+        """Whether nothing speaks against it."""
+        return self.answering and self.serving and self.connected
+
+    @property
     def connected(self) -> bool:
-        """Whether the connection stands and the server says that it is serving."""
+        """Whether the connection stands."""
         return self.channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY
 
     async def ask(self, rpc: Callable[..., Awaitable[_A]], request: object, seconds: float) -> _A:
@@ -122,16 +131,16 @@ class Replicas:
         return any(replica.answering and replica.connected for replica in self._replicas.values())
 
     def choose(self, *, beside: Replica | None = None) -> Replica | None:
-        """The one to be asked next: of those connected one that answers, with the least on its way; None: there is none.
+        """The one to be asked next: the best of those connected, with the least on its way; None: there is none.
 
-        beside: another one than this, and only one that answers.
+        beside: another one than this, and only a good one.
         """
         found = [replica for replica in self._replicas.values() if replica is not beside and replica.connected]
         if beside is not None:
-            found = [replica for replica in found if replica.answering]
+            found = [replica for replica in found if replica.good]
         if not found:
             return None
-        best = min(found, key=lambda replica: (not replica.answering, not replica.listed, replica.in_flight, replica.turn))
+        best = min(found, key=lambda one: (not one.answering, not one.serving, not one.listed, one.in_flight, one.turn))
         self._turn += 1
         best.turn = self._turn
         return best
@@ -170,7 +179,7 @@ class Replicas:
                 self._add(Replica(address, self._dial(address)))
         for replica in self._replicas.values():
             replica.listed = replica.address in addresses or not addresses
-        others = any(replica.listed and replica.answering and replica.connected for replica in self._replicas.values())
+        others = any(replica.listed and replica.good for replica in self._replicas.values())
         for replica in [replica for replica in self._replicas.values() if not replica.listed]:
             if others or not replica.connected:
                 _log.info("auth gone", address=replica.address)
@@ -181,7 +190,7 @@ class Replicas:
 
     def _add(self, replica: Replica) -> None:
         self._replicas[replica.address] = replica
-        work: list[Coroutine[Any, Any, None]] = [self._keep_watching(replica), _keep_probing(replica)]
+        work: list[Coroutine[Any, Any, None]] = [self._keep_watching(replica), _keep_probing(replica), _keep_listening(replica)]
         replica.tasks = [asyncio.create_task(each) for each in work]
 
     async def _keep_watching(self, replica: Replica) -> None:
@@ -205,6 +214,20 @@ async def _keep_probing(replica: Replica) -> None:
             async with asyncio.timeout(_PROBE_AGAIN):
                 await replica.woken.wait()
         replica.woken.clear()
+
+
+async def _keep_listening(replica: Replica) -> None:
+    """Hears from the server whether it is serving. One that has no such service is, as far as it can be told."""
+    stub = health_pb2_grpc.HealthStub(replica.channel)
+    while True:
+        try:
+            async for told in stub.Watch(health_pb2.HealthCheckRequest(), wait_for_ready=True):
+                replica.serving = told.status == health_pb2.HealthCheckResponse.SERVING
+        except grpc.aio.AioRpcError as error:
+            replica.serving = error.code() is grpc.StatusCode.UNIMPLEMENTED
+        else:
+            replica.serving = False
+        await asyncio.sleep(_LISTEN_AGAIN)
 
 
 async def _end(replica: Replica, grace: float) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from gateway.errors import AlreadyExists, DatabaseUnavailable, NotFound, TokenUnknown
 from gateway.rpc.identity import Identity
@@ -233,6 +234,9 @@ class FakeAuthServer:
     def start(self) -> None:
         server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
         auth_pb2_grpc.add_AuthServiceServicer_to_server(self.service, server)
+        self.health = health.HealthServicer(experimental_non_blocking=True)
+        self.health.set("", health_pb2.HealthCheckResponse.SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         mine = self._identity
         credentials = grpc.ssl_server_credentials([(mine.key, mine.cert)], mine.ca, require_client_auth=True)
         self.port = server.add_secure_port(f"127.0.0.1:{self.port}", credentials)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import grpc
 import grpc.aio
@@ -33,7 +34,6 @@ def test_a_call_succeeds_within_two_seconds_after_an_outage(loopback: Loopback, 
     loopback.server = loopback.make()
     bind(loopback.server, loopback.address, loopback.identity)
     loopback.server.start()
-    loopback.server.set_serving(True)
     back = time.monotonic()
     while True:
         try:
@@ -54,7 +54,6 @@ async def test_an_asyncio_channel_comes_back_too(loopback: Loopback, identities:
         loopback.server = loopback.make()
         bind(loopback.server, loopback.address, loopback.identity)
         loopback.server.start()
-        loopback.server.set_serving(True)
         async with asyncio.timeout(2):
             await stub.Beat(auth_pb2.BeatRequest(), timeout=2, wait_for_ready=True)
 
@@ -114,3 +113,27 @@ def test_no_pause_between_tries_is_longer_than_a_second() -> None:
     options = dict(channels.OPTIONS)
     for name in ("min_reconnect_backoff_ms", "initial_reconnect_backoff_ms", "max_reconnect_backoff_ms"):
         assert int(options[f"grpc.{name}"]) <= 1_000
+
+
+def test_several_addresses_are_all_used(loopback: Loopback, identities: dict[str, Identity]) -> None:
+    other = Loopback(identities["auth"])
+    asked: list[str] = []
+    loopback.auth.beat = lambda request, context: asked.append("first")
+    other.auth.beat = lambda request, context: asked.append("second")
+    try:
+        with sync_channel(f"{loopback.address},{other.address}", identities["proxy"], "auth") as channel:
+            stub = auth_pb2_grpc.AuthServiceStub(channel)
+
+            def asks_both() -> bool:
+                stub.Beat(auth_pb2.BeatRequest(), timeout=5, wait_for_ready=True)
+                return set(asked) == {"first", "second"}
+
+            _until(asks_both)
+    finally:
+        other.close()
+
+
+def _until(check: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not check():
+        assert time.monotonic() < deadline
