@@ -2,13 +2,14 @@
 
 `INSERT INTO client_tokens (name, token) VALUES ('my-first-token', 'my-token')` is all it takes. The plain text and the human
 amounts stand in inbox columns; adoption puts the hash and the nano-dollars in their place and empties the inbox. Whoever adopts
-empties the write-ahead log afterwards (`Database.checkpoint(truncate=True)`), so that no file keeps the plain text.
+has the database's files scrubbed afterwards (`Database.scrub`), so that none keeps the plain text.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
+import uuid
 from decimal import Decimal
 from typing import Any
 
@@ -18,7 +19,7 @@ from gateway.money import to_nanos
 from gateway.patterns import parse_models
 from gateway.storage.database import Database
 
-_TRUNCATE = "truncate_write_ahead_log"
+_SCRUB = "truncate_write_ahead_log"
 INBOX = "(token IS NOT NULL OR max_amount IS NOT NULL OR amount_spent IS NOT NULL)"
 
 
@@ -33,7 +34,7 @@ def adopt(db: Database, key: bytes, now: str) -> int:
     key: the installation's token key. now: the moment as the database writes it.
     A row that cannot be read is disabled, and the audit says why; so is one whose token another live row has.
     """
-    ids = [token_id for (token_id,) in db.query(f"SELECT id FROM client_tokens WHERE {INBOX} ORDER BY id")]
+    ids = [token_id for (token_id,) in db.query(f"SELECT id FROM client_tokens WHERE {INBOX} ORDER BY id{db.locking}")]
     for token_id in ids:
         try:
             [row] = db.query(
@@ -51,17 +52,23 @@ def adopt(db: Database, key: bytes, now: str) -> int:
     return len(ids)
 
 
-def ask_for_truncation(db: Database) -> None:
-    """Inside a `write()`: asks the one process that makes checkpoints to empty the write-ahead log, which holds plain text."""
-    db.run("INSERT INTO meta (key, value) VALUES (?, '1') ON CONFLICT (key) DO NOTHING", (_TRUNCATE,))
+def ask_for_scrubbing(db: Database) -> None:
+    """Inside a `write()`: asks for the database's files to be scrubbed, which hold plain text from now on."""
+    db.run(
+        "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+        (_SCRUB, uuid.uuid4().hex),
+    )
 
 
-def take_request_for_truncation(db: Database) -> bool:
-    """Inside a `write()`: whether somebody asked since the last look."""
-    if not db.query("SELECT 1 FROM meta WHERE key = ?", (_TRUNCATE,)):
-        return False
-    db.run("DELETE FROM meta WHERE key = ?", (_TRUNCATE,))
-    return True
+def asked_for_scrubbing(db: Database) -> str | None:
+    """The last request that nobody has met yet."""
+    rows = db.query("SELECT value FROM meta WHERE key = ?", (_SCRUB,))
+    return str(rows[0][0]) if rows else None
+
+
+def note_scrubbed(db: Database, asked: str) -> None:
+    """Inside a `write()`: this request is met; one that came after it stays."""
+    db.run("DELETE FROM meta WHERE key = ? AND value = ?", (_SCRUB, asked))
 
 
 def _adopt_row(db: Database, key: bytes, now: str, row: tuple[Any, ...]) -> None:

@@ -6,10 +6,9 @@ Rows are read once, changed in memory by the pure rules of `gateway.settlement` 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
-from functools import lru_cache
 from typing import Any
 
 from gateway import usage as units
@@ -25,110 +24,45 @@ from gateway.errors import (
     TokenUnknown,
 )
 from gateway.ids import uuid7_milliseconds
-from gateway.quota import Grant, TokenState, admit, judge
+from gateway.quota import Grant, admit, judge
 from gateway.settlement import Charge, charge
-from gateway.storage.adoption import INBOX, adopt, has_inbox
-from gateway.storage.database import Database
+from gateway.storage.batch_rows import BatchRows, RequestRow, TokenRow, candidates_of, encode_candidates
 from gateway.storage.prices import PriceBook
 from gateway.usage import Outcome, Report, State
 
 FINAL_AFTER_DAYS = 7  # a call that nobody reported for so long stays charged as it is, and its id is refused
 
-_COLUMNS_OF_TOKEN = (
-    f"{INBOX}, id, enabled, expires_at, allowed_models, max_amount_nanos, budget_mode, period_spent_nanos, held_nanos,"
-    " token_hash, total_spent_nanos, prompt_tokens, completion_tokens, total_tokens, request_count, open_calls, last_used_at,"
-    " period_start, deleted_at"
-)
-_COLUMNS_OF_REQUEST = (
-    "request_id, token_id, identity, state, candidates, admitted_at, period_start, held_nanos, granted_max_output_tokens,"
-    " cost_nanos, price_id, request_model, admission_digest, report_digest, input_tokens, output_tokens"
-)
-
-
-@dataclass(slots=True)
-class TokenRow(TokenState):
-    """A token in memory, with its counters."""
-
-    token_hash: str
-    total_spent_nanos: int
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    request_count: int
-    open_calls: int
-    last_used_at: str | None
-    period_start: str | None
-    deleted_at: str | None
-    changed: bool = False
-
-    def remaining_nanos(self) -> int | None:
-        """What is left of the budget, holds not taken off; None: no budget."""
-        return None if self.max_amount_nanos is None else self.max_amount_nanos - self.period_spent_nanos
-
-
-@dataclass(slots=True)
-class RequestRow:
-    """A call in memory."""
-
-    request_id: str
-    token_id: int
-    identity: str
-    state: str
-    candidates: str
-    """JSON: [provider, model, price_id] of each."""
-    admitted_at: str
-    period_start: str | None
-    held_nanos: int
-    granted_max_output_tokens: int | None
-    cost_nanos: int
-    price_id: int | None
-    request_model: str
-    admission_digest: str
-    report_digest: str | None
-    input_tokens: int = 0
-    output_tokens: int = 0
-
 
 class Batch:
-    """Reads what a batch needs, applies it, writes what changed. For one use."""
+    """Applies a batch to its rows. For one use."""
 
-    def __init__(self, db: Database, prices: PriceBook, token_key: bytes, now: datetime) -> None:
-        self._db = db
-        self._token_key = token_key
+    def __init__(self, rows: BatchRows, prices: PriceBook, now: datetime) -> None:
+        self._rows = rows
         self._prices = prices
         self._now = now
         self._now_text = to_text(now)
-        self._requests: dict[str, RequestRow] = {}
-        self._tombstones: dict[str, str] = {}
-        self._tokens: dict[int, TokenRow] = {}
-        self._by_hash: dict[str, TokenRow] = {}
-        self._inserts: list[tuple[Any, ...]] = []
-        self._updates: list[tuple[Any, ...]] = []
-        self._new_tombstones: list[tuple[Any, ...]] = []
-        self._audits: list[tuple[Any, ...]] = []
-        self._totals: dict[tuple[int, str, str], list[int]] = {}
         self._outcome = BatchOutcome()
 
     def run(self, settlements: Sequence[Report], admissions: Sequence[Admission]) -> BatchOutcome:
-        """Books and decides all items; an item's fault is its answer and leaves the others alone."""
+        """Books and decides all items; an item's fault is its answer and leaves the others alone. Raises AdoptFirst."""
         self._prices.refresh()
-        self._read(settlements, admissions)
+        self._rows.read(settlements, admissions)
         for report in settlements:
             self._outcome.settlements.append(_answer(self._settle, report))
         for admission in admissions:
             self._outcome.admissions.append(_answer(self._admit, admission))
-        self._write()
+        self._rows.write()
         return self._outcome
 
     # -- settlements ---------------------------------------------------------------------------------------------------------
 
     def _settle(self, report: Report) -> Settled:
-        row = self._requests.get(report.request_id)
+        row = self._rows.requests.get(report.request_id)
         if row is None:
             return self._settle_unadmitted(report)
         if row.identity != report.identity:
             raise PermissionDenied("this call was opened by another identity, which alone may report it")
-        token = self._tokens[row.token_id]
+        token = self._rows.tokens[row.token_id]
         digest = report.digest()
         if row.state in (State.SETTLED, State.RELEASED):
             if row.report_digest != digest:
@@ -166,7 +100,7 @@ class Batch:
         served_now = decided.state is State.SETTLED
         token.request_count += served_now
         token.changed = True
-        totals = self._totals.setdefault((token.id, row.admitted_at[:10], row.request_model), [0, 0, 0, 0])
+        totals = self._rows.totals.setdefault((token.id, row.admitted_at[:10], row.request_model), [0, 0, 0, 0])
         for place, value in enumerate((int(served_now), input_tokens, output_tokens, added)):
             totals[place] += value
         if decided.implausible:
@@ -175,7 +109,7 @@ class Batch:
             self._outcome.events["overrun"] += 1
         row.state, row.cost_nanos, row.report_digest = decided.state, decided.cost_nanos, digest
         provider, model, price_id = served
-        self._updates.append(
+        self._rows.updates.append(
             (
                 decided.state,
                 self._now_text,
@@ -204,11 +138,11 @@ class Batch:
         if _is_too_old(report.request_id, self._now):
             raise FailedPrecondition(f"this id is more than {FINAL_AFTER_DAYS} days old")
         digest = report.digest()
-        buried = self._tombstones.get(report.request_id)
+        buried = self._rows.tombstones.get(report.request_id)
         if buried is not None or report.outcome is Outcome.RELEASED:
             if buried is None:
-                self._tombstones[report.request_id] = digest
-                self._new_tombstones.append((report.request_id, report.identity, digest, self._now_text))
+                self._rows.tombstones[report.request_id] = digest
+                self._rows.new_tombstones.append((report.request_id, report.identity, digest, self._now_text))
             elif buried != digest:
                 raise AlreadyExists("this call was already reported as not made; nothing was changed")
             return Settled(State.RELEASED, 0, None)
@@ -216,7 +150,7 @@ class Batch:
             raise NotFound("this call was never admitted; ValidateToken comes first")
         if not report.may_record_unadmitted:
             raise PermissionDenied("reporting a call that was never admitted needs the right record_unadmitted")
-        token = self._tokens.get(report.token_id)
+        token = self._rows.tokens.get(report.token_id)
         if token is None:
             raise NotFound(f"there is no token {report.token_id}")
         priced = self._prices.find(report.provider, report.model)
@@ -226,7 +160,7 @@ class Batch:
             token_id=token.id,
             identity=report.identity,
             state=State.EXPIRED,  # neither held nor charged yet: `_book` adds all of it
-            candidates=_encode([[priced.provider, priced.model, priced.price_id]]),
+            candidates=encode_candidates([[priced.provider, priced.model, priced.price_id]]),
             admitted_at=self._now_text,
             period_start=token.period_start,
             held_nanos=0,
@@ -237,7 +171,7 @@ class Batch:
             admission_digest="",
             report_digest=None,
         )
-        self._requests[row.request_id] = row
+        self._rows.requests[row.request_id] = row
         self._insert(row, None)
         self._book(row, token, report, decided, digest, served=(priced.provider, priced.model, priced.price_id))
         return Settled(decided.state, decided.cost_nanos, token.remaining_nanos())
@@ -245,22 +179,22 @@ class Batch:
     def _conflict(self, report: Report) -> None:
         self._outcome.events["conflicting_report"] += 1
         told = {"outcome": report.outcome, "usage": dict(report.usage), "status": report.status}
-        self._audits.append(
+        self._rows.audits.append(
             (self._now_text, f"service:{report.identity}", "usage.conflict", f"request:{report.request_id}", json.dumps(told))
         )
 
     # -- admissions ----------------------------------------------------------------------------------------------------------
 
     def _admit(self, admission: Admission) -> Admitted:
-        token = self._by_hash.get(admission.token_hash)
+        token = self._rows.by_hash.get(admission.token_hash)
         if token is None:
             raise TokenUnknown("This token is not known here.")
         if not admission.request_id:
             return self._look(token, admission)
-        row = self._requests.get(admission.request_id)
+        row = self._rows.requests.get(admission.request_id)
         if row is not None:
             return self._admit_again(row, admission)
-        if admission.request_id in self._tombstones:
+        if admission.request_id in self._rows.tombstones:
             raise RequestWithdrawn("This call was reported as not made before it was admitted.")
         if _is_too_old(admission.request_id, self._now):
             raise FailedPrecondition(f"this id is more than {FINAL_AFTER_DAYS} days old; make a new one")
@@ -278,7 +212,7 @@ class Batch:
             token_id=token.id,
             identity=admission.identity,
             state=State.ADMITTED,
-            candidates=_encode([[c.provider, c.model, c.price_id] for c in candidates]),
+            candidates=encode_candidates([[c.provider, c.model, c.price_id] for c in candidates]),
             admitted_at=self._now_text,
             period_start=token.period_start,
             held_nanos=decision.held_nanos,
@@ -289,7 +223,7 @@ class Batch:
             admission_digest=admission.digest,
             report_digest=None,
         )
-        self._requests[row.request_id] = row
+        self._rows.requests[row.request_id] = row
         self._insert(row, admission)
         return Admitted(token.id, decision.held_nanos, decision.max_output_tokens, candidates)
 
@@ -306,12 +240,12 @@ class Batch:
             raise AlreadyExists("this id was used for another call, or its call has ended; make a new one")
         candidates = [
             replace(self._prices.find(provider, model), price_id=price_id, rates=self._prices.rates(price_id))
-            for provider, model, price_id in _candidates(row.candidates)
+            for provider, model, price_id in candidates_of(row.candidates)
         ]
         return Admitted(row.token_id, row.held_nanos, row.granted_max_output_tokens, candidates)
 
     def _insert(self, row: RequestRow, admission: Admission | None) -> None:
-        self._inserts.append(
+        self._rows.inserts.append(
             (
                 row.request_id,
                 (admission.parent_request_id or None) if admission else None,
@@ -335,108 +269,6 @@ class Batch:
             )
         )
 
-    # -- reading and writing -------------------------------------------------------------------------------------------------
-
-    def _read(self, settlements: Sequence[Report], admissions: Sequence[Admission]) -> None:
-        ids = {report.request_id for report in settlements} | {a.request_id for a in admissions if a.request_id}
-        for row in self._select(f"SELECT {_COLUMNS_OF_REQUEST} FROM requests WHERE request_id IN", ids):
-            self._requests[row[0]] = RequestRow(*row)
-        if missing := ids - self._requests.keys():
-            select_tombstones = "SELECT request_id, report_digest FROM tombstones WHERE request_id IN"
-            self._tombstones = dict(self._select(select_tombstones, missing))
-        token_ids = {row.token_id for row in self._requests.values()}
-        token_ids |= {report.token_id for report in settlements if report.token_id}
-        hashes = {admission.token_hash for admission in admissions}
-        inbox = self._read_tokens(token_ids, hashes)
-        if inbox or (hashes - self._by_hash.keys() and has_inbox(self._db)):
-            self._outcome.events["adopted"] += adopt(self._db, self._token_key, self._now_text)
-            self._tokens.clear()
-            self._by_hash.clear()
-            self._read_tokens(token_ids, hashes)
-
-    def _read_tokens(self, ids: Iterable[int], hashes: Iterable[str]) -> bool:
-        """Reads tokens by hash, then by id those that were not among them; gives whether a person wrote into one of them."""
-        select = f"SELECT {_COLUMNS_OF_TOKEN} FROM client_tokens WHERE"
-        inbox = self._add_tokens(self._select(f"{select} deleted_at IS NULL AND token_hash IN", hashes))
-        # A caller who makes one call after another settles and asks for the same token.
-        if left := set(ids) - self._tokens.keys():
-            inbox = self._add_tokens(self._select(f"{select} id IN", left)) or inbox
-        return inbox
-
-    def _add_tokens(self, rows: Iterable[tuple[Any, ...]]) -> bool:
-        inbox = False
-        for has_inbox_values, token_id, enabled, expires_at, allowed_models, maximum, mode, *rest in rows:
-            inbox = inbox or bool(has_inbox_values)
-            token = TokenRow(token_id, bool(enabled), expires_at, allowed_models, maximum, mode == "strict", *rest)
-            self._tokens[token.id] = token
-            if token.deleted_at is None and token.token_hash is not None:
-                self._by_hash[token.token_hash] = token
-        return inbox
-
-    def _select(self, sql: str, values: Iterable[Any]) -> list[tuple[Any, ...]]:
-        wanted = sorted(values)
-        if not wanted:
-            return []
-        # Padded to a power of two, so that a handful of statements serve every size and stay prepared.
-        size = 1 << (len(wanted) - 1).bit_length()
-        wanted += [wanted[-1]] * (size - len(wanted))
-        return self._db.query(f"{sql} ({','.join('?' * size)})", wanted)
-
-    def _write(self) -> None:
-        run_many = self._db.run_many
-        changed = [token for token in self._tokens.values() if token.changed]
-        run_many(
-            "UPDATE client_tokens SET held_nanos = ?, period_spent_nanos = ?, total_spent_nanos = ?, prompt_tokens = ?,"
-            " completion_tokens = ?, total_tokens = ?, request_count = ?, open_calls = ?, last_used_at = ? WHERE id = ?",
-            [
-                (
-                    token.held_nanos,
-                    token.period_spent_nanos,
-                    token.total_spent_nanos,
-                    token.prompt_tokens,
-                    token.completion_tokens,
-                    token.total_tokens,
-                    token.request_count,
-                    token.open_calls,
-                    token.last_used_at,
-                    token.id,
-                )
-                for token in changed
-            ],
-        )
-        run_many(
-            "INSERT INTO requests (request_id, parent_request_id, token_id, identity, proxy_id, state, endpoint, dialect,"
-            " stream, request_model, candidates, admitted_at, period_start, held_nanos, granted_max_output_tokens, price_id,"
-            " client_ip, user_agent, admission_digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            self._inserts,
-        )
-        run_many(
-            "UPDATE requests SET state = ?, settled_at = ?, cost_nanos = ?, price_id = ?, provider = ?, response_model = ?,"
-            " input_tokens = ?, cached_input_tokens = ?, cache_write_tokens = ?, output_tokens = ?, reasoning_tokens = ?,"
-            " usage_json = ?, usage_source = ?, status = ?, error_code = ?, attempts_json = ?, ttft_ms = ?, duration_ms = ?,"
-            " report_digest = ? WHERE request_id = ?",
-            self._updates,
-        )
-        add_totals(self._db, self._totals)
-        run_many(
-            "INSERT INTO tombstones (request_id, identity, report_digest, created_at) VALUES (?, ?, ?, ?)",
-            self._new_tombstones,
-        )
-        run_many("INSERT INTO audit (at, actor, action, subject, after_json) VALUES (?, ?, ?, ?, ?)", self._audits)
-
-
-def add_totals(db: Database, totals: dict[tuple[int, str, str], list[int]]) -> None:
-    """Adds to the daily totals, inside a transaction: (token id, day, model) -> requests, input, output, nano-dollars."""
-    db.run_many(
-        "INSERT INTO daily_totals (token_id, day, model, requests, input_tokens, output_tokens, cost_nanos)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (token_id, day, model) DO UPDATE SET"
-        " requests = daily_totals.requests + excluded.requests,"
-        " input_tokens = daily_totals.input_tokens + excluded.input_tokens,"
-        " output_tokens = daily_totals.output_tokens + excluded.output_tokens,"
-        " cost_nanos = daily_totals.cost_nanos + excluded.cost_nanos",
-        [(*key, *values) for key, values in sorted(totals.items())],
-    )
-
 
 def _answer(apply: Any, item: Any) -> Any:
     try:
@@ -446,20 +278,11 @@ def _answer(apply: Any, item: Any) -> Any:
 
 
 def _served(candidates: str, report: Report) -> tuple[str, str, int]:
-    known = _candidates(candidates)
+    known = candidates_of(candidates)
     for candidate in known:
         if candidate[0] == report.provider and candidate[1] == report.model:
             return candidate
     return known[0]
-
-
-_encode = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` with arguments makes an encoder a call
-
-
-@lru_cache(maxsize=1024)
-def _candidates(text: str) -> tuple[tuple[str, str, int], ...]:
-    """(provider, model, price id) of each candidate of a row."""
-    return tuple((str(provider), str(model), int(price_id)) for provider, model, price_id in json.loads(text))
 
 
 def _age_days(text: str, now: datetime) -> float:

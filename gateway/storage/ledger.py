@@ -6,21 +6,21 @@ import threading
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from gateway.admission import Admission, Admitted, BatchOutcome, Settled
 from gateway.clock import Clock, to_text
 from gateway.errors import DatabaseUnavailable, GatewayError
-from gateway.storage.adoption import take_request_for_truncation
-from gateway.storage.batch import Batch, add_totals
+from gateway.storage.adoption import adopt, ask_for_scrubbing, asked_for_scrubbing, note_scrubbed
+from gateway.storage.batch import Batch
+from gateway.storage.batch_rows import AdoptFirst, BatchRows, add_totals, locked_places
 from gateway.storage.database import Database
+from gateway.storage.faults import RowLocked
 from gateway.storage.prices import PriceBook
 from gateway.storage.writer import Writer
 from gateway.usage import Report, Source, State
 
 COMMIT_TIMEOUT = 2.0  # seconds that an item waits for its turn where its caller states no limit
-_CHECKPOINT_BYTES = 4 << 20  # the write-ahead log is moved into the database when it is larger than this
 _EXPIRE_AT_ONCE = 200  # rows, so that calls wait for one of the sweeper's transactions no longer than for one of their own
 
 
@@ -40,12 +40,11 @@ class Ledger:
         self._clock = clock
         self._token_key = token_key
         self._prices = PriceBook(db, clock)
-        self._must_truncate = True  # whoever was here before may have been killed right after adopting a plain token
+        self._must_scrub = False
         self._events: Counter[str] = Counter()
         self._events_lock = threading.Lock()
-        self._wal = Path(f"{db.path}-wal")
         self._writer: Writer[Report | Admission, Settled | Admitted | GatewayError] = Writer(self._apply, idle=self._idle)
-        self._writer.run(self._checkpoint)
+        self._writer.run(self._look_for_plain_text)  # whoever was here before may have been killed right after adopting
 
     def commit(
         self, settlements: Sequence[Report], admissions: Sequence[Admission], *, timeout: float = COMMIT_TIMEOUT
@@ -73,8 +72,7 @@ class Ledger:
                     " ON CONFLICT (id) DO UPDATE SET beat = proxies.beat + 1, last_beat_at = excluded.last_beat_at",
                     (proxy_id, host, now, now),
                 )
-                asked = take_request_for_truncation(self._db)
-            self._must_truncate = self._must_truncate or asked
+            self._look_for_plain_text()
 
         self._writer.run(note)
 
@@ -84,7 +82,7 @@ class Ledger:
         def renew() -> list[str]:
             renewed = []
             with self._db.write():
-                for request_id in request_ids:
+                for request_id in sorted(request_ids):
                     where = "WHERE request_id = ? AND identity = ? AND state = 'admitted'"
                     if self._db.query(f"SELECT 1 FROM requests {where}", (request_id, identity)):
                         self._db.run(f"UPDATE requests SET lease_beat = lease_beat + 1 {where}", (request_id, identity))
@@ -157,20 +155,35 @@ class Ledger:
         return events
 
     def close(self) -> None:
-        """Writes what waits, moves the write-ahead log into the database, and ends the writer's thread."""
-        self._writer.run(self._checkpoint)
+        """Writes what waits, leaves the database's files tidy, and ends the writer's thread."""
+        self._writer.run(lambda: self._db.tend(last=True))
         self._writer.close()
 
     def _apply(self, items: Sequence[Report | Admission]) -> list[Settled | Admitted | GatewayError]:
+        try:
+            return self._commit(items)
+        except RowLocked as error:
+            if len(items) == 1:
+                raise
+            locked = locked_places(self._db, items)
+            if not locked:
+                raise
+            held_up: dict[int, Settled | Admitted | GatewayError] = dict.fromkeys(locked, error)
+        free = [place for place in range(len(items)) if place not in locked]
+        answers = dict(zip(free, self._commit([items[place] for place in free]), strict=True)) if free else {}
+        answers |= held_up
+        return [answers[place] for place in range(len(items))]
+
+    def _commit(self, items: Sequence[Report | Admission]) -> list[Settled | Admitted | GatewayError]:
         # Settlements before admissions over the whole transaction: they give money back.
         order = sorted(range(len(items)), key=lambda place: isinstance(items[place], Admission))
         settlements = [item for item in items if isinstance(item, Report)]
         admissions = [item for item in items if isinstance(item, Admission)]
-        with self._db.write():
-            outcome = Batch(self._db, self._prices, self._token_key, self._clock.now()).run(settlements, admissions)
-        if outcome.events["adopted"]:
-            self._must_truncate = True
-            self._checkpoint()  # before anybody has the answer, if no reader is in the way
+        try:
+            outcome = self._run_batch(settlements, admissions)
+        except AdoptFirst:
+            self._adopt()
+            outcome = self._run_batch(settlements, admissions, may_adopt=False)
         if outcome.events:
             with self._events_lock:
                 self._events += outcome.events
@@ -178,6 +191,25 @@ class Ledger:
         for place, answer in zip(order, [*outcome.settlements, *outcome.admissions], strict=True):
             answers[place] = answer
         return [answer for answer in answers if answer is not None]
+
+    def _run_batch(
+        self, settlements: Sequence[Report], admissions: Sequence[Admission], *, may_adopt: bool = True
+    ) -> BatchOutcome:
+        with self._db.write():
+            rows = BatchRows(self._db, may_adopt=may_adopt)
+            return Batch(rows, self._prices, self._clock.now()).run(settlements, admissions)
+
+    def _adopt(self) -> None:
+        """Makes tokens of what a person wrote, and scrubs the plain text before an answer, if nobody is in the way."""
+        with self._db.write():
+            adopted = adopt(self._db, self._token_key, to_text(self._clock.now()))
+            if adopted:
+                ask_for_scrubbing(self._db)  # should this process be killed now, the next one does it
+        if adopted:
+            with self._events_lock:
+                self._events["adopted"] += adopted
+            self._must_scrub = True
+            self._idle()
 
     def _open_rows(self, proxy_id: str) -> list[str]:
         rows = self._db.query(
@@ -188,43 +220,56 @@ class Ledger:
     def _expire(self, request_ids: Sequence[str]) -> int:
         now = to_text(self._clock.now())
         with self._db.write():
-            for request_id in request_ids:
-                rows = self._db.query(
-                    "SELECT token_id, held_nanos, admitted_at, request_model, period_start FROM requests"
-                    " WHERE request_id = ? AND state = 'admitted'",
-                    (request_id,),
+            for row in self._lock_open_rows(request_ids):
+                request_id, token_id, held, admitted_at, model, period_start = row
+                self._db.run(
+                    "UPDATE requests SET state = ?, cost_nanos = ?, usage_source = ?, settled_at = ?,"
+                    " error_code = 'lease_expired' WHERE request_id = ?",
+                    (State.EXPIRED, held, Source.ESTIMATED, now, request_id),
                 )
-                for token_id, held, admitted_at, model, period_start in rows:
-                    self._db.run(
-                        "UPDATE requests SET state = ?, cost_nanos = ?, usage_source = ?, settled_at = ?,"
-                        " error_code = 'lease_expired' WHERE request_id = ?",
-                        (State.EXPIRED, held, Source.ESTIMATED, now, request_id),
-                    )
-                    self._db.run(
-                        "UPDATE client_tokens SET held_nanos = held_nanos - ?, open_calls = open_calls - 1,"
-                        " total_spent_nanos = total_spent_nanos + ?, period_spent_nanos = period_spent_nanos"
-                        " + CASE WHEN COALESCE(period_start, '') = ? THEN ? ELSE 0 END WHERE id = ?",
-                        (held, held, period_start or "", held, token_id),
-                    )
-                    add_totals(self._db, {(token_id, admitted_at[:10], model): [0, 0, 0, held]})
+                self._db.run(
+                    "UPDATE client_tokens SET held_nanos = held_nanos - ?, open_calls = open_calls - 1,"
+                    " total_spent_nanos = total_spent_nanos + ?, period_spent_nanos = period_spent_nanos"
+                    " + CASE WHEN COALESCE(period_start, '') = ? THEN ? ELSE 0 END WHERE id = ?",
+                    (held, held, period_start or "", held, token_id),
+                )
+                add_totals(self._db, {(token_id, admitted_at[:10], model): [0, 0, 0, held]})
         return len(request_ids)
 
-    def _idle(self) -> bool:
-        """Between batches, on the writer's thread, which alone makes checkpoints. Gives whether one is still owed."""
-        if self._must_truncate:
-            self._checkpoint()
-            return self._must_truncate
-        try:
-            if self._wal.stat().st_size > _CHECKPOINT_BYTES:
-                self._db.checkpoint()
-        except (OSError, DatabaseUnavailable):
-            return False  # the next batch tries again
-        return False
+    def _lock_open_rows(self, request_ids: Sequence[str]) -> list[tuple[Any, ...]]:
+        """The calls of these that are still open, by token and day: locked as a batch locks them, tokens first."""
+        marks = ",".join("?" * len(request_ids))
+        if self._db.locking:
+            self._db.query(
+                "SELECT id FROM client_tokens WHERE id IN"
+                f" (SELECT token_id FROM requests WHERE request_id IN ({marks})) ORDER BY id{self._db.locking}",
+                request_ids,
+            )
+            self._db.query(
+                f"SELECT request_id FROM requests WHERE request_id IN ({marks}) ORDER BY request_id{self._db.locking}",
+                request_ids,
+            )
+        return self._db.query(
+            "SELECT request_id, token_id, held_nanos, admitted_at, request_model, period_start FROM requests"
+            f" WHERE request_id IN ({marks}) AND state = 'admitted' ORDER BY token_id, admitted_at, request_model",
+            request_ids,
+        )
 
-    def _checkpoint(self) -> None:
-        """Empties the write-ahead log, unless a reader is in the way: then the plain text of a token may still be in it."""
+    def _idle(self) -> bool:
+        """Between batches, on the writer's thread, which alone tends the database. Gives whether a scrubbing is still owed."""
+        if not self._must_scrub:
+            self._db.tend()
+            return False
         try:
-            if self._db.checkpoint(truncate=True):
-                self._must_truncate = False
+            asked = asked_for_scrubbing(self._db)
+            if self._db.scrub():
+                self._must_scrub = False
+                if asked is not None:
+                    with self._db.write():
+                        note_scrubbed(self._db, asked)
         except DatabaseUnavailable:
-            return
+            return True
+        return self._must_scrub
+
+    def _look_for_plain_text(self) -> None:
+        self._must_scrub = self._must_scrub or asked_for_scrubbing(self._db) is not None

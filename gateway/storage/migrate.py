@@ -10,6 +10,7 @@ from gateway.errors import FailedPrecondition
 from gateway.storage.database import Database, faults
 
 _DIRECTORY = Path(__file__).parent / "migrations"
+_LOCK = "migrations"
 
 
 def migrate(db: Database) -> list[str]:
@@ -21,7 +22,8 @@ def migrate(db: Database) -> list[str]:
     refuse_newer(db, runner)
     if not pending(db, runner):
         return []
-    with faults(), db.atomic("IMMEDIATE"):  # a second starter waits here, then finds nothing to do
+    with db.write():
+        db.serialize(_LOCK)  # a second starter waits here, then finds nothing to do
         applied: list[str] = runner.up()
         return applied
 

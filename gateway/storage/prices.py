@@ -24,6 +24,7 @@ from gateway.storage.models import Meta, Provider
 MAKERS = ("demo", "openai", "anthropic", "google", "mistral", "x-ai", "deepseek", "cohere", "meta", "moonshotai", "perplexity")
 
 _REVISION = "prices_revision"
+_LOADING = "prices"  # two services that start at once load the same configuration
 _CACHE_SIZE = 10_000
 _SOURCES = ("admin", "file", "builtin")  # the first that has a price decides
 
@@ -143,6 +144,7 @@ def load_rows(db: Database, source: str, wanted: Iterable[PriceRow], now: str) -
         )
 
     with db.write():
+        db.serialize(_LOADING)
         live = {
             (provider, model, pattern, rates, context_window, max_output, valid_from): price_id
             for price_id, provider, model, pattern, rates, context_window, max_output, valid_from in db.query(
@@ -169,6 +171,7 @@ def load_providers(db: Database, wanted: Sequence[ProviderRow]) -> None:
     """Makes the providers known to auth and admin these, without their keys."""
     rows = {row.name: (row.name, row.kind, row.price_provider, ",".join(row.models)) for row in wanted}
     with db.write():
+        db.serialize(_LOADING)
         known = {row[0]: tuple(row) for row in db.query("SELECT name, kind, price_provider, models FROM providers")}
         if known == rows:
             return
@@ -179,7 +182,7 @@ def load_providers(db: Database, wanted: Sequence[ProviderRow]) -> None:
 
 def _bump(db: Database) -> None:
     Meta.insert(key=_REVISION, value="1").on_conflict(
-        conflict_target=[Meta.key], update={Meta.value: Meta.value.cast("INTEGER") + 1}
+        conflict_target=[Meta.key], update={Meta.value: (Meta.value.cast("INTEGER") + 1).cast("TEXT")}
     ).execute(db)
 
 

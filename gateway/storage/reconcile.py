@@ -67,7 +67,7 @@ _FAULTS = {
 def reconcile(db: Database) -> list[Difference]:
     """What differs; empty when every invariant holds. Reads one consistent state; services may run meanwhile."""
     differences = []
-    with db.atomic():  # one read transaction, so that all sums are of the same moment
+    with db.snapshot():  # all sums are of the same moment
         for figure, sql in _CHECKS.items():
             differences += [
                 Difference(f"token:{token_id}", figure, int(stored), int(proven))

@@ -17,7 +17,7 @@ from gateway.errors import AlreadyExists, FailedPrecondition, InvalidArgument, N
 from gateway.money import MAX_NANOS
 from gateway.patterns import models_of_text
 from gateway.storage import audit, models
-from gateway.storage.adoption import adopt, ask_for_truncation, has_inbox
+from gateway.storage.adoption import adopt, ask_for_scrubbing, has_inbox
 from gateway.storage.audit import Actor
 from gateway.storage.database import Database, faults
 from gateway.storage.operations import Operations
@@ -194,7 +194,7 @@ class TokenStore:
 
     def _adopt(self) -> None:
         if adopt(self._db, self._key, to_text(self._clock.now())):
-            ask_for_truncation(self._db)
+            ask_for_scrubbing(self._db)
 
     def _set(self, before: ClientToken, columns: Mapping[str, Any], *, action: str, actor: Actor) -> ClientToken:
         row = models.ClientToken

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from gateway.errors import DatabaseUnavailable
+from gateway.storage.faults import RowLocked
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -42,7 +43,7 @@ class Writer(Generic[Item, Result]):
     """Takes batches of items from many threads and gives them, together, to `apply` on a thread of its own.
 
     apply: items -> one result each, in one transaction. It is called again with each job alone, then with each item alone,
-    when it fails in a way that may be one item's fault; DatabaseUnavailable is everybody's.
+    when it fails in a way that may be one item's fault, RowLocked among them; any other DatabaseUnavailable is everybody's.
     idle: called after each transaction; gives whether it is to be called again soon.
     """
 
@@ -131,10 +132,11 @@ class Writer(Generic[Item, Result]):
             return
         try:
             results = self._apply([item for job in jobs for item in job.items])
-        except DatabaseUnavailable as error:
-            for job in jobs:
-                job.future.set_exception(error)
         except Exception as error:
+            if isinstance(error, DatabaseUnavailable) and not isinstance(error, RowLocked):
+                for job in jobs:
+                    job.future.set_exception(error)
+                return
             if len(jobs) == 1:
                 self._write_singly(jobs[0], error)
                 return
@@ -152,6 +154,9 @@ class Writer(Generic[Item, Result]):
             return
         results: list[Any] = []
         for item in job.items:
+            if time.monotonic() > job.deadline:  # each item before it may have waited for a lock
+                results.append(DatabaseUnavailable(_BUSY, retry_after=1.0))
+                continue
             try:
                 results.extend(self._apply([item]))
             except Exception as one:

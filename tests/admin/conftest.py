@@ -100,7 +100,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("empty") / "gateway.db"
     database = connect(f"sqlite:///{path}")
     migrate(database)
-    database.checkpoint(truncate=True)
+    database.tend(last=True)
     database.close()
     return path
 

@@ -70,7 +70,7 @@ def test_a_login_opens_a_session_that_tells_who_opened_it(proxy, clock):
 def test_each_login_has_a_secret_of_its_own_and_the_database_only_its_hash(proxy, db, tmp_path):
     first, second = proxy.login(), proxy.login()
     assert first != second
-    db.checkpoint(truncate=True)
+    db.tend(last=True)
     stored = b"".join(path.read_bytes() for path in tmp_path.rglob("gateway.db*"))
     assert first.encode() not in stored
     assert PASSWORD.encode() not in stored

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from peewee import SqliteDatabase
@@ -267,6 +268,9 @@ WHERE deleted_at IS NULL
 def up(migrator: Any, db: Any) -> None:
     """Makes the tables, indexes and the view."""
     dialect = "sqlite" if isinstance(db, SqliteDatabase) else "postgresql"
-    for statement in _TABLES.format(now=_NOW[dialect], id=_ID[dialect]).split(";\n"):
+    tables = _TABLES.format(now=_NOW[dialect], id=_ID[dialect])
+    if dialect == "postgresql":  # text sorts and compares by its bytes, as it does in SQLite, whatever the server's language
+        tables = re.sub(r"^(    \w+ TEXT)\b", r'\1 COLLATE "C"', tables, flags=re.MULTILINE)
+    for statement in tables.split(";\n"):
         if statement.strip():
             db.execute_sql(statement)

@@ -1,0 +1,95 @@
+"""What the drivers' errors mean: not now, not on this disk, not this value, or a fault of ours."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Final
+
+import peewee
+
+from gateway.errors import DatabaseUnavailable, InvalidArgument
+
+# peewee's errors and the SQLite driver's; the PostgreSQL driver's reach only `postgres.py`, or come wrapped by peewee.
+DRIVER_ERRORS: Final = (peewee.DatabaseError, peewee.InterfaceError, sqlite3.OperationalError)
+
+# SQLite's primary result codes for "not now" and "not on this disk", in contrast to faults of our own statements.
+_SQLITE_AWAY: Final = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+}
+SQLITE_LOCKED: Final = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+# PostgreSQL's error codes (its manual, appendix A). lock_not_available, deadlock_detected, serialization_failure:
+_ROW_LOCKED: Final = {"55P03", "40P01", "40001"}
+# Connection, resources, limits, state of the server, intervention, system:
+_AWAY_CLASSES: Final = {"08", "53", "54", "55", "57", "58"}
+# A read-only server (a standby that has not been promoted), a transaction that was idle for too long:
+_AWAY: Final = {"25006", "25P03", "25P04"}
+# A value that no column can hold: out of range, or with a zero byte in it.
+_VALUE_CLASS: Final = "22"
+
+_BUSY: Final = "the database is busy or away; nothing was changed, try again"
+
+
+class RowLocked(DatabaseUnavailable):
+    """Another transaction holds a row that this one needs: a fault of these items, not of the database."""
+
+
+def translated(error: Exception) -> Exception:
+    """DatabaseUnavailable for a database that is locked, full or away, InvalidArgument for a value; else the error itself."""
+    # A full disk makes SQLite roll back by itself, and peewee's own rollback after it fails: what counts is what came before.
+    before: BaseException | None = error
+    while before is not None and "no transaction is active" in str(before):
+        before = before.__cause__ or before.__context__
+    if isinstance(before, DatabaseUnavailable):
+        return before
+    if not isinstance(before, Exception):
+        return error
+    if sqlite_code(before) in _SQLITE_AWAY:
+        return DatabaseUnavailable(_BUSY, retry_after=1.0)
+    return _of_postgres(before) or error
+
+
+def sqlite_code(error: Exception) -> int | None:
+    """SQLite's own primary code of an error, without its details."""
+    code = getattr(_original(error), "sqlite_errorcode", None)
+    return code & 0xFF if isinstance(code, int) else None
+
+
+def is_lost_connection(error: Exception) -> bool:
+    """Whether PostgreSQL's connection is gone, so that a statement that was not begun may be tried on a new one."""
+    original = _original(error)
+    state = getattr(original, "sqlstate", "")
+    return state is None or state[:2] in {"08", "57"} or state in {"25P03", "25P04"}
+
+
+def _of_postgres(error: Exception) -> Exception | None:
+    original = _original(error)
+    if not hasattr(original, "sqlstate"):
+        return None
+    state: str | None = original.sqlstate
+    if state in _ROW_LOCKED:
+        return RowLocked(_BUSY, retry_after=1.0)
+    if state is None:  # from libpq: the server was not reached, or the connection broke; or from the driver itself
+        if _names(original) & {"OperationalError", "InterfaceError"}:
+            return DatabaseUnavailable(_BUSY, retry_after=1.0)
+        return _wrong_value() if "DataError" in _names(original) else None
+    if state[:2] in _AWAY_CLASSES or state in _AWAY:
+        return DatabaseUnavailable(_BUSY, retry_after=1.0)
+    return _wrong_value() if state[:2] == _VALUE_CLASS else None
+
+
+def _wrong_value() -> InvalidArgument:
+    return InvalidArgument("a value is out of range, or has a zero byte in it")
+
+
+def _names(error: BaseException) -> set[str]:
+    return {base.__name__ for base in type(error).__mro__}
+
+
+def _original(error: BaseException) -> BaseException:
+    return getattr(error, "orig", None) or error  # peewee keeps the driver's error in `orig`
