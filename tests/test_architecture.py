@@ -32,7 +32,7 @@ AREAS = {
     ),
     "gateway.process": Area(
         own={"gateway", "gateway.process"},
-        others={"structlog", "pydantic", "pydantic_core", "prometheus_client", "grpc"},
+        others={"structlog", "pydantic", "pydantic_core", "prometheus_client", "grpc", "cryptography"},
     ),
     "services.auth": Area(
         own={"gateway", "gateway.rpc", "gateway.process", "gateway.storage", "gateway.stubs", "services.auth"},

@@ -13,6 +13,7 @@ def listeners(settings: Settings) -> dict[str, str]:
     """Where the services of this machine listen, `host:port` by the variable that sets it."""
     wanted = {
         "GATEWAY_HTTP_PORT": f"{settings.http_host}:{settings.http_port}",
+        "GATEWAY_ADMIN_HTTP": None if settings.admin_http == "off" else settings.admin_http,
         "GATEWAY_AUTH_LISTEN": settings.auth_listen,
         "GATEWAY_ADMIN_LISTEN": settings.admin_listen,
         "GATEWAY_DEMO_LISTEN": settings.demo_listen,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import quote
@@ -77,17 +78,33 @@ class Settings(BaseModel):
     """Where the proxy listens for applications: `0.0.0.0` is every address of this machine."""
     http_port: Annotated[int, PlainValidator(values.whole(0, 65_535))] = 8080
     """The proxy's port; 0 takes a free one."""
+    admin_http: Annotated[str, PlainValidator(values.listen_or_off)] | None = Field(
+        default=None, json_schema_extra={"default": "with the rest"}
+    )
+    """Where the proxy answers /admin and /auth: `host:port` for a listener of their own, `off` for nowhere."""
+    tls_cert: FilePath | None = None
+    """The file with the certificate of the proxy's HTTP ports and its chain, PEM. With it they speak https only."""
+    tls_key: FilePath | None = None
+    """The file with the key of that certificate, PEM without a passphrase. Both files are read again when they change."""
+    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], PlainValidator(values.networks)] = Field(
+        default=(), json_schema_extra={"default": "none"}
+    )
+    """The addresses and networks, by commas, of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed."""
+    cors_origins: Annotated[tuple[str, ...], PlainValidator(values.origins)] = Field(
+        default=(), json_schema_extra={"default": "none"}
+    )
+    """The origins, by commas, whose pages may call /v1 from a browser, such as `https://app.example.com`."""
     auth_address: Address = "127.0.0.1:50051"
-    """Where others reach auth: `host:port`, or `dns:///host:port` for several."""
+    """Where others reach auth: `host:port`, or for several `dns:///host:port`, or addresses with commas between them."""
     auth_listen: Listen = Field(
-        default_factory=lambda data: data["auth_address"].removeprefix("dns:///"),
+        default_factory=lambda data: data["auth_address"].removeprefix("dns:///").partition(",")[0],
         json_schema_extra={"default": "<auth_address>"},
     )
     """Where auth listens."""
     admin_address: Address = "127.0.0.1:50052"
     """Where others reach admin."""
     admin_listen: Listen = Field(
-        default_factory=lambda data: data["admin_address"].removeprefix("dns:///"),
+        default_factory=lambda data: data["admin_address"].removeprefix("dns:///").partition(",")[0],
         json_schema_extra={"default": "<admin_address>"},
     )
     """Where admin listens."""
@@ -146,6 +163,8 @@ class Settings(BaseModel):
     """Seconds from the request to the first byte of a provider's answer."""
     upstream_idle_timeout: Annotated[float, _seconds(0.1, 3_600)] = 300.0
     """Seconds between two bytes of a provider's answer."""
+    upstream_total_timeout: Annotated[float, _seconds(0.1, 86_400)] = 3_600.0
+    """Seconds that a provider may take for one answer in all, streams included."""
     on_hangup: Annotated[Literal["cancel", "drain"], PlainValidator(values.choice("cancel", "drain"))] = "cancel"
     """When the caller hangs up: `cancel` the provider's answer, or `drain` it, to be charged by its own numbers."""
     providers: tuple[ProviderSettings, ...] = Field(

@@ -53,6 +53,9 @@ def conflicts(settings: Settings, origins: Mapping[str, Value], left_out: frozen
     yield from _ports(settings, origins)
     if settings.body_pool < settings.body_limit:
         yield f"{_place('body_pool', origins)}: it takes at least body_limit, {settings.body_limit}"
+    for given, missing in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
+        if getattr(settings, given) is not None and getattr(settings, missing) is None:
+            yield f"{_place(given, origins)}: {missing} is not set: TLS takes both"
     if settings.auth_address == settings.admin_address:
         yield f"{_place('admin_address', origins)}: auth_address is {settings.auth_address} too: give each service its own"
 
@@ -75,6 +78,8 @@ def _names(settings: Settings, origins: Mapping[str, Value], left_out: frozenset
 
 def _ports(settings: Settings, origins: Mapping[str, Value]) -> Iterator[str]:
     listens = {"http_port": f"{_bracketed(settings.http_host)}:{settings.http_port}"}
+    if settings.admin_http not in {None, "off"}:
+        listens["admin_http"] = str(settings.admin_http)
     for name in ("auth_listen", "admin_listen", "demo_listen"):
         listens[name] = getattr(settings, name)
     for name in ("auth_metrics_address", "admin_metrics_address", "proxy_metrics_address"):

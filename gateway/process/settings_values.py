@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable
 from decimal import Decimal
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -18,6 +19,7 @@ from gateway.patterns import parse_models
 
 _DECIMAL: Final = re.compile(r"[0-9]{1,12}(\.[0-9]{1,18})?([eE]-[0-9]{1,2})?")
 _HOST: Final = re.compile(r"\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]+|\*")
+_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::[0-9]{1,5})?")
 _PROVIDER: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -118,14 +120,78 @@ def listen(value: Any) -> str:
     raise ValueError("it takes host:port such as 127.0.0.1:50051, an IPv6 address in brackets")
 
 
-def address(value: Any) -> str:
-    """Reads where to dial: `host:port`, or `dns:///host:port` for all addresses of a name."""
+def listen_or_off(value: Any) -> str:
+    """Reads `host:port`, or `off`."""
     if isinstance(value, str):
+        if value.lower() == "off":
+            return "off"
         try:
-            return "dns:///" * value.startswith("dns:///") + listen(value.removeprefix("dns:///"))
+            return listen(value)
         except ValueError:
             pass
-    raise ValueError("it takes host:port such as auth:50051, or dns:///host:port for all addresses that a name has")
+    raise ValueError("it takes host:port such as 127.0.0.1:8081, or off")
+
+
+def networks(value: Any) -> tuple[IPv4Network | IPv6Network, ...]:
+    """Reads addresses and networks, by commas or as a list. An IPv4 address that is written as an IPv6 one is an IPv4 address.
+
+    "Everybody" is refused: whoever is believed can pass for any address, so these are to be the operator's own proxies.
+    """
+    found = [_network(entry) for entry in _entries(value, "addresses and networks such as 10.0.0.5, 10.1.0.0/16")]
+    return tuple(dict.fromkeys(found))
+
+
+def _network(entry: str) -> IPv4Network | IPv6Network:
+    try:
+        network = ip_network(entry.strip("[]") if "/" not in entry else entry)
+    except ValueError as error:
+        if str(error).endswith("has host bits set"):
+            raise ValueError(
+                f"{entry} names one address and a network at once: did you mean {ip_network(entry, False)}?"
+            ) from None
+        raise ValueError(f"{entry!r:.60} is no address and no network: names and * cannot be told from strangers") from None
+    if isinstance(network, IPv6Network) and network.network_address.ipv4_mapped is not None and network.prefixlen >= 96:
+        network = IPv4Network((network.network_address.ipv4_mapped, network.prefixlen - 96))
+    if network.prefixlen == 0:
+        raise ValueError(f"{entry} is everybody, who could then pass for any address: name the networks of your proxies")
+    return network
+
+
+def origins(value: Any) -> tuple[str, ...]:
+    """Reads origins as browsers write them, by commas or as a list."""
+    found = _entries(value, "origins such as https://app.example.com, http://localhost:3000")
+    for entry in found:
+        if not _ORIGIN.fullmatch(entry) or re.search(r"^(?:https://.*:443|http://.*:80)$", entry):
+            raise ValueError(
+                f"{entry!r:.80} is no origin as a browser sends it: scheme://host, lower case, a port only if it is not the "
+                "scheme's own, no path, no *"
+            )
+    return tuple(dict.fromkeys(found))
+
+
+def _entries(value: Any, takes: str) -> list[str]:
+    """The entries of a list, or of a text with commas."""
+    entries = value.split(",") if isinstance(value, str) else value
+    if not isinstance(entries, (list, tuple)) or not all(isinstance(entry, str) for entry in entries):
+        raise ValueError(f"it takes {takes}")
+    return [entry.strip() for entry in entries if entry.strip()]
+
+
+def address(value: Any) -> str:
+    """Reads where to dial: `host:port`, `dns:///host:port`, or several addresses of machines with commas between them."""
+    if isinstance(value, str):
+        try:
+            if "," not in value:
+                return "dns:///" * value.startswith("dns:///") + listen(value.removeprefix("dns:///"))
+            versions = {ip_address(listen(place).rpartition(":")[0].strip("[]")).version for place in value.split(",")}
+            if len(versions) == 1:
+                return value
+        except ValueError:
+            pass
+    raise ValueError(
+        "it takes host:port such as auth:50051, dns:///host:port for all addresses that a name has,"
+        " or addresses of one kind with commas between them, such as 10.0.0.7:50051,10.0.0.8:50051"
+    )
 
 
 def database_url(value: Any) -> str:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import resource
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from gateway.errors import GatewayError
@@ -21,6 +19,7 @@ from gateway.process.lifecycle import install_signals, stop_when_told
 from gateway.process.probes import start_probes
 from gateway.process.settings import Settings, SettingsError, load_settings
 from gateway.process.stderr import cannot_start, catch_stray
+from gateway.process.tls import CertificateFault
 from gateway.rpc.channel import aio_channel
 from gateway.rpc.identity import Identity, IdentityError
 from services.proxy.admin_http import AdminRoutes
@@ -28,14 +27,13 @@ from services.proxy.app import make_app
 from services.proxy.auth_client import AuthClient
 from services.proxy.metrics import EdgeMetrics
 from services.proxy.outbox import Outbox
+from services.proxy.ports import Ports
 from services.proxy.providers.keys import KeyMissing
 from services.proxy.providers.registry import allowed_hosts, build_registry
 from services.proxy.relay import Relay
 from services.proxy.replicas import Replicas
-from services.proxy.server import EdgeServer
 from services.proxy.upstream_http import HttpUpstream
 
-BACKLOG = 1024
 LAST_SECONDS = 5.0
 """Seconds for what is left when all calls have ended, or were cut: the last settlements, and draining answers."""
 
@@ -53,7 +51,7 @@ def main() -> None:
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)
         _runner()(serve(settings, identity, os.environ))
-    except (SettingsError, IdentityError, KeyMissing, GatewayError, OSError) as error:
+    except (SettingsError, CertificateFault, IdentityError, KeyMissing, GatewayError, OSError) as error:
         sys.exit(cannot_start("proxy", error))
 
 
@@ -71,6 +69,7 @@ async def serve(settings: Settings, identity: Identity, environ: Mapping[str, st
         connect=settings.upstream_connect_timeout,
         first_byte=settings.upstream_first_byte_timeout,
         idle=settings.upstream_idle_timeout,
+        total=settings.upstream_total_timeout,
         allowed=allowed_hosts(settings.providers),
     )
     relay = Relay(on_hangup=settings.on_hangup)
@@ -84,18 +83,16 @@ async def serve(settings: Settings, identity: Identity, environ: Mapping[str, st
         relay=relay,
         metrics=EdgeMetrics(metrics),
     )
-    runner = web.ServerRunner(EdgeServer(app.handle, most=_connections(settings.max_connections)), shutdown_timeout=1.0)
+    ports = Ports(app, settings)
     await upstream.start()
     await auth.start()
-    await runner.setup()
-    site = web.TCPSite(runner, settings.http_host, settings.http_port, backlog=BACKLOG)
-    await site.start()
-    _log.info("serving", host=settings.http_host, port=site.port, proxy_id=proxy_id)
+    await ports.open()
+    _log.info("serving", **ports.described(), proxy_id=proxy_id)
     with start_probes(settings.proxy_metrics_address, lambda: app.ready, registry=metrics):
         await stop_when_told(
-            signals, lame_duck=settings.lame_duck, drain=settings.drain, not_ready=app.close, close=site.stop, idle=app.idle
+            signals, lame_duck=settings.lame_duck, drain=settings.drain, not_ready=app.close, close=ports.close, idle=app.idle
         )
-        await runner.cleanup()
+        await ports.end()
         await relay.close(0.0 if signals.cut.is_set() else LAST_SECONDS)
         await auth.close()  # what it withdraws at the end is for the outbox to send
         await outbox.close(LAST_SECONDS)
@@ -103,15 +100,6 @@ async def serve(settings: Settings, identity: Identity, environ: Mapping[str, st
         await replicas.close()
         await admin_channel.close()
     signals.close()
-
-
-def _connections(wanted: int) -> int:
-    """How many connections of applications there can be: each may need another one upstream, and files need some."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        soft = hard
-    return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, (soft - 64) // 2))
 
 
 def _runner() -> Callable[[Coroutine[Any, Any, None]], None]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Literal, Protocol
+from collections.abc import Awaitable, Mapping
+from typing import Any, Literal, Protocol
 
 from aiohttp import web
 
@@ -11,7 +12,7 @@ from gateway.errors import GatewayError, MethodNotAllowed
 from gateway.ids import uuid7
 from gateway.process.logs import get_logger
 from gateway.process.settings import Settings
-from services.proxy import errors, openapi, routes
+from services.proxy import cors, errors, openapi, routes
 from services.proxy.answers import json_answer
 from services.proxy.attempts import Attempts
 from services.proxy.body import Pool
@@ -19,6 +20,7 @@ from services.proxy.books import Auth, Outbox
 from services.proxy.chat import Chat
 from services.proxy.credentials import Strangers
 from services.proxy.exchange import Exchange
+from services.proxy.forwarded import TrustedProxies
 from services.proxy.gate import Gate
 from services.proxy.metrics import EdgeMetrics
 from services.proxy.models_route import ModelsRoute
@@ -43,7 +45,8 @@ class Admin(Protocol):
 class App:
     """Answers requests.
 
-    budget_status: what stands for 402, by setting.
+    budget_status: what stands for 402, by setting. admin_apart: whether `/admin` and `/auth` are not among the rest.
+    proxies: the trusted ones; None: there are none. cross_origin: for browsers; None: pages of other origins may not call.
     """
 
     def __init__(
@@ -57,6 +60,9 @@ class App:
         admin: Admin,
         metrics: EdgeMetrics,
         budget_status: Literal[402, 429] = 402,
+        admin_apart: bool = False,
+        proxies: TrustedProxies | None = None,
+        cross_origin: cors.Cors | None = None,
     ) -> None:
         self._auth = auth
         self._outbox = outbox
@@ -68,21 +74,27 @@ class App:
         self._open = 0
         self._nothing_open = asyncio.Event()
         self._nothing_open.set()
-        readable = {"GET": self._health, "HEAD": self._health}
-        ready = {"GET": self._readiness, "HEAD": self._readiness}
+        self._proxies = proxies
+        self._cors = cross_origin
+        common = {
+            routes.HEALTH: {"GET": self._health, "HEAD": self._health},
+            routes.READINESS: {"GET": self._readiness, "HEAD": self._readiness},
+            routes.ROOT: {"HEAD": self._root},
+        }
         self._table = routes.Table(
             {
                 routes.CHAT: {"POST": chat.handle},
                 routes.MODELS: {"GET": models.index},
                 routes.TOKEN_USAGE: {"GET": tokens.usage},
                 routes.TOKEN_BALANCE: {"GET": tokens.balance},
-                routes.HEALTH: readable,
-                routes.READINESS: ready,
-                routes.DESCRIPTION: {"GET": self._description},
-                routes.ROOT: {"HEAD": self._root},
+                routes.DESCRIPTION: {"GET": _described(openapi.document(admin=not admin_apart))},
+                **common,
             },
             model={"GET": models.get},
-            admin=self._to_admin,
+            admin=None if admin_apart else self._to_admin,
+        )
+        self._admin_table = routes.Table(
+            {routes.DESCRIPTION: {"GET": _described(openapi.document(applications=False))}, **common}, admin=self._to_admin
         )
 
     @property
@@ -98,16 +110,27 @@ class App:
         """Returns when no request is open."""
         await self._nothing_open.wait()
 
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+    def handle(self, request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
         """The answer to a request. Never raises but when the caller goes away."""
+        return self._serve(request, self._table)
+
+    def handle_admin(self, request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
+        """The same on a port for administration alone."""
+        return self._serve(request, self._admin_table)
+
+    async def _serve(self, request: web.BaseRequest, table: routes.Table) -> web.StreamResponse:
         clock = asyncio.get_running_loop().time
         exchange = Exchange(request, uuid7(), clock(), request.remote or "")
+        if self._proxies is not None:
+            exchange.address, exchange.scheme = self._proxies.caller(request)
+        if self._cors is not None and request.raw_path.startswith(cors.PREFIX):
+            exchange.cors = self._cors.headers(request)
         reason = "client_closed"
         status = 499  # nobody gets it: the log's word for a caller who went away
         self._open += 1
         self._nothing_open.clear()
         try:
-            response, reason = await self._answer(exchange)
+            response, reason = await self._answer(exchange, table)
             status = response.status
             if not response.prepared:
                 response.headers.update(exchange.headers())
@@ -124,15 +147,17 @@ class App:
             self._metrics.request(status, now - exchange.arrived)
             _log.info("request", **exchange.log_fields(status, reason, now))
 
-    async def _answer(self, exchange: Exchange) -> tuple[web.StreamResponse, str]:
+    async def _answer(self, exchange: Exchange, table: routes.Table) -> tuple[web.StreamResponse, str]:
         """The answer, and the reason where it is a refusal."""
         request = exchange.request
         try:
             check_framing(request)
-            handler = self._table.find(request.method, request.raw_path.partition("?")[0])
+            handler = table.find(request.method, request.raw_path.partition("?")[0])
             return await handler(exchange), ""
         except MethodNotAllowed as error:
             if request.method == "OPTIONS":
+                if self._cors is not None and exchange.cors is not None:
+                    exchange.cors = {**exchange.cors, **self._cors.preflight(request, error.metadata["allow"])}
                 return web.Response(status=204, headers={"Allow": error.metadata["allow"], "Server": errors.SERVER_NAME}), ""
             return errors.answer(error, headers={"Allow": error.metadata["allow"]}), error.reason
         except ProviderRefused as refusal:
@@ -148,7 +173,10 @@ class App:
             return errors.answer(error), GatewayError.reason
 
     async def _to_admin(self, exchange: Exchange) -> web.StreamResponse:
-        return await self._admin.handle(exchange.request)
+        request = exchange.request
+        if exchange.scheme:
+            request = request.clone(scheme=exchange.scheme, remote=exchange.address)
+        return await self._admin.handle(request)
 
     async def _health(self, _: Exchange) -> web.StreamResponse:
         return json_answer({"status": "ok"})
@@ -157,11 +185,17 @@ class App:
         parts = {"auth": self._auth.ready, "outbox": self._outbox.writable, "stopping": self.closing}
         return json_answer({"status": "ready" if self.ready else "not ready", **parts}, status=200 if self.ready else 503)
 
-    async def _description(self, _: Exchange) -> web.StreamResponse:
-        return json_answer(openapi.document())
-
     async def _root(self, _: Exchange) -> web.StreamResponse:
         return web.Response(status=200, headers={"Server": errors.SERVER_NAME})
+
+
+def _described(document: Mapping[str, Any]) -> routes.Handler:
+    """The handler that tells what is there."""
+
+    async def handle(_: Exchange) -> web.StreamResponse:
+        return json_answer(document)
+
+    return handle
 
 
 def _relayed(refusal: ProviderRefused) -> web.Response:
@@ -205,4 +239,7 @@ def make_app(
         admin=admin,
         metrics=metrics,
         budget_status=settings.budget_status,
+        admin_apart=settings.admin_http is not None,
+        proxies=TrustedProxies(settings.trusted_proxies) if settings.trusted_proxies else None,
+        cross_origin=cors.Cors(settings.cors_origins) if settings.cors_origins else None,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,10 @@ class Exchange:
     """The loop's time."""
     address: str
     """The caller's network address; empty when not known."""
+    scheme: str = ""
+    """What the caller used, `http` or `https`, where proxies are trusted; empty: it is the connection's own."""
+    cors: Mapping[str, str] | None = None
+    """What a browser is told about other origins; None: nothing."""
     ticket: Ticket | None = None
     """The admitted call; None: there is none."""
     model: str = ""
@@ -45,6 +50,8 @@ class Exchange:
                 headers["x-gateway-max-output-tokens"] = str(ticket.limit)
         if self.cost_nanos is not None:
             headers["x-gateway-cost"] = f"{to_units(self.cost_nanos):f}"
+        if self.cors is not None:
+            headers |= self.cors
         return headers
 
     def log_fields(self, status: int, reason: str, now: float) -> dict[str, Any]:
@@ -55,6 +62,7 @@ class Exchange:
             "path": readable(self.request.raw_path.partition("?")[0][:200]),
             "status": status,
             "duration_ms": round((now - self.arrived) * 1000, 1),
+            "client_ip": self.address,
         }
         if reason:
             fields["reason"] = reason

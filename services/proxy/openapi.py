@@ -1,46 +1,36 @@
-"""`GET /openapi.json`: the routes for applications, as OpenAPI 3.1. The tests hold it against the table of routes."""
+"""`GET /openapi.json`: the routes as OpenAPI 3.1. The tests hold it against the table of routes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from services.proxy import openapi_admin
 from services.proxy.errors import TABLE
+from services.proxy.openapi_parts import (
+    COUNT,
+    ERROR,
+    MONEY,
+    MONEY_OR_NONE,
+    STATUS,
+    TEXT,
+    Schema,
+    answer,
+    list_of,
+    object_of,
+    ref,
+)
 
-_Schema = dict[str, Any]
-
-_TEXT: _Schema = {"type": "string"}
-_COUNT: _Schema = {"type": "integer", "minimum": 0}
-_MONEY: _Schema = {"type": "number", "description": "In units of the currency."}
-_MONEY_OR_NONE: _Schema = {"type": ["number", "null"], "description": "In units of the currency; null: there is no budget."}
-_STATUS: _Schema = {"type": "string", "enum": ["active", "disabled", "expired", "exhausted"]}
-_LIMIT: _Schema = {"type": ["integer", "null"], "minimum": 1}
-
-
-def _object(properties: Mapping[str, _Schema], *, required: bool = True, open_ended: bool = False) -> _Schema:
-    schema: _Schema = {"type": "object", "properties": dict(properties)}
-    if required:
-        schema["required"] = list(properties)
-    if open_ended:
-        schema["additionalProperties"] = True
-    return schema
+_LIMIT: Schema = {"type": ["integer", "null"], "minimum": 1}
 
 
-def _ref(name: str) -> _Schema:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _list(items: _Schema) -> _Schema:
-    return {"type": "array", "items": items}
-
-
-_SCHEMAS: Mapping[str, _Schema] = {
-    "Error": _object(
+_SCHEMAS: Mapping[str, Schema] = {
+    "Error": object_of(
         {
-            "error": _object(
+            "error": object_of(
                 {
-                    "message": _TEXT,
-                    "type": _TEXT,
+                    "message": TEXT,
+                    "type": TEXT,
                     "param": {"type": ["string", "null"]},
                     "code": {
                         "type": ["string", "null"],
@@ -70,117 +60,107 @@ _SCHEMAS: Mapping[str, _Schema] = {
             "n": {"type": ["integer", "null"], "minimum": 1, "maximum": 128},
         },
     },
-    "ChatCompletion": _object({"choices": _list({"type": "object"})}, required=False, open_ended=True),
-    "Model": _object({"id": _TEXT, "object": {"const": "model"}, "created": {"type": "integer"}, "owned_by": _TEXT}),
-    "Models": _object({"object": {"const": "list"}, "data": _list(_ref("Model"))}),
-    "Balance": _object(
-        {"amount_spent": _MONEY, "max_amount": _MONEY_OR_NONE, "remaining": _MONEY_OR_NONE, "held": _MONEY, "status": _STATUS}
+    "ChatCompletion": object_of({"choices": list_of({"type": "object"})}, required=False, open_ended=True),
+    "Model": object_of({"id": TEXT, "object": {"const": "model"}, "created": {"type": "integer"}, "owned_by": TEXT}),
+    "Models": object_of({"object": {"const": "list"}, "data": list_of(ref("Model"))}),
+    "Balance": object_of(
+        {"amount_spent": MONEY, "max_amount": MONEY_OR_NONE, "remaining": MONEY_OR_NONE, "held": MONEY, "status": STATUS}
     ),
-    "Usage": _object(
+    "Usage": object_of(
         {
-            "total_tokens": _COUNT,
-            "prompt_tokens": _COUNT,
-            "completion_tokens": _COUNT,
-            "amount_spent": _MONEY,
-            "max_amount": _MONEY_OR_NONE,
-            "remaining": _MONEY_OR_NONE,
-            "held": _MONEY,
+            "total_tokens": COUNT,
+            "prompt_tokens": COUNT,
+            "completion_tokens": COUNT,
+            "amount_spent": MONEY,
+            "max_amount": MONEY_OR_NONE,
+            "remaining": MONEY_OR_NONE,
+            "held": MONEY,
             "resets_at": {"type": ["string", "null"], "format": "date-time"},
-            "currency": _TEXT,
-            "status": _STATUS,
-            "models": _list(_object({"model": _TEXT, "requests": _COUNT, "total_tokens": _COUNT, "amount_spent": _MONEY})),
-            "recent": _list(
-                _object(
+            "currency": TEXT,
+            "status": STATUS,
+            "models": list_of(object_of({"model": TEXT, "requests": COUNT, "total_tokens": COUNT, "amount_spent": MONEY})),
+            "recent": list_of(
+                object_of(
                     {
                         "request_id": {"type": "string", "format": "uuid"},
                         "at": {"type": "string", "format": "date-time"},
-                        "model": _TEXT,
-                        "tokens": _COUNT,
-                        "amount": _MONEY,
+                        "model": TEXT,
+                        "tokens": COUNT,
+                        "amount": MONEY,
                         "status": {"type": "string", "enum": ["admitted", "settled", "released", "expired"]},
                     }
                 )
             ),
         }
     ),
-    "Health": _object({"status": _TEXT}, open_ended=True),
-}
-
-_IDS: _Schema = {
-    "x-request-id": {
-        "description": "The id of the call in the gateway's records.",
-        "schema": {"type": "string", "format": "uuid"},
-    }
+    "Health": object_of({"status": TEXT}, open_ended=True),
 }
 
 
-def _answer(description: str, schema: str, **further: _Schema) -> _Schema:
-    return {
-        "description": description,
-        "headers": _IDS,
-        "content": {"application/json": {"schema": _ref(schema)}, **further},
-    }
+def _get(summary: str, schema: str, **more: Any) -> Schema:
+    return {"summary": summary, "responses": {"200": answer(summary, schema), "default": ERROR}, **more}
 
 
-_ERROR = _answer("An error; `docs/errors.md` has a row for each code.", "Error")
+_OPEN: Schema = {"security": []}
 
 
-def _get(summary: str, schema: str, **more: Any) -> _Schema:
-    return {"summary": summary, "responses": {"200": _answer(summary, schema), "default": _ERROR}, **more}
+_APPLICATIONS: Mapping[str, Schema] = {
+    "/v1/chat/completions": {
+        "post": {
+            "summary": "A chat completion, in one piece or as server-sent events",
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": ref("ChatCompletionRequest")}},
+            },
+            "responses": {
+                "200": answer(
+                    "The answer as the provider gave it",
+                    "ChatCompletion",
+                    **{"text/event-stream": {"schema": TEXT}},
+                ),
+                "default": ERROR,
+            },
+        }
+    },
+    "/v1/models": {"get": _get("The models that this token may use", "Models")},
+    "/v1/models/{id}": {
+        "get": _get(
+            "One of them",
+            "Model",
+            parameters=[{"name": "id", "in": "path", "required": True, "schema": TEXT}],
+        )
+    },
+    "/v1/token/usage": {"get": _get("What this token has used", "Usage")},
+    "/v1/token/balance": {"get": _get("What is left of this token's budget", "Balance")},
+}
+_COMMON: Mapping[str, Schema] = {
+    "/healthz": {"get": {**_get("Whether the proxy runs", "Health"), **_OPEN}},
+    "/readyz": {"get": {**_get("Whether a call can be answered now", "Health"), **_OPEN}},
+}
 
 
-_OPEN: _Schema = {"security": []}
-
-
-def document() -> _Schema:
-    """The description."""
+def document(*, applications: bool = True, admin: bool = True) -> Schema:
+    """The description of a port. applications: whether `/v1` is there; admin: whether `/auth` and `/admin` are."""
+    paths: dict[str, Any] = {**(_APPLICATIONS if applications else {}), **_COMMON, **(openapi_admin.PATHS if admin else {})}
+    schemas = {**_SCHEMAS, **openapi_admin.SCHEMAS} if admin else dict(_SCHEMAS)
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "Gateway",
             "version": "1",
-            "description": "AI models behind client tokens, in OpenAI's dialect. Administration is under `/auth` and `/admin`.",
+            "description": "AI models behind client tokens, in OpenAI's dialect, and their administration.",
         },
         "security": [{"bearer": []}, {"x-api-key": []}, {"api-key": []}, {"x-goog-api-key": []}],
-        "paths": {
-            "/v1/chat/completions": {
-                "post": {
-                    "summary": "A chat completion, in one piece or as server-sent events",
-                    "requestBody": {
-                        "required": True,
-                        "content": {"application/json": {"schema": _ref("ChatCompletionRequest")}},
-                    },
-                    "responses": {
-                        "200": _answer(
-                            "The answer as the provider gave it",
-                            "ChatCompletion",
-                            **{"text/event-stream": {"schema": _TEXT}},
-                        ),
-                        "default": _ERROR,
-                    },
-                }
-            },
-            "/v1/models": {"get": _get("The models that this token may use", "Models")},
-            "/v1/models/{id}": {
-                "get": _get(
-                    "One of them",
-                    "Model",
-                    parameters=[{"name": "id", "in": "path", "required": True, "schema": _TEXT}],
-                )
-            },
-            "/v1/token/usage": {"get": _get("What this token has used", "Usage")},
-            "/v1/token/balance": {"get": _get("What is left of this token's budget", "Balance")},
-            "/healthz": {"get": {**_get("Whether the proxy runs", "Health"), **_OPEN}},
-            "/readyz": {"get": {**_get("Whether a call can be answered now", "Health"), **_OPEN}},
-        },
+        "paths": paths,
         "components": {
-            "schemas": dict(_SCHEMAS),
+            "schemas": schemas,
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 **{
                     name: {"type": "apiKey", "in": "header", "name": name}
                     for name in ("x-api-key", "api-key", "x-goog-api-key")
                 },
+                **(openapi_admin.SCHEMES if admin else {}),
             },
         },
     }

@@ -35,9 +35,10 @@ class Table:
     """Finds the handler of a request.
 
     exact: for each path its methods. model: the methods of `/v1/models/{id}`. admin: takes everything under `/admin`, `/auth`.
+    None: there is nothing of the kind.
     """
 
-    def __init__(self, exact: Mapping[str, Methods], *, model: Methods, admin: Handler) -> None:
+    def __init__(self, exact: Mapping[str, Methods], *, model: Methods | None = None, admin: Handler | None = None) -> None:
         self._exact = exact
         self._model = model
         self._admin = admin
@@ -56,9 +57,9 @@ class Table:
         if methods is None:
             if path.startswith(MODELS_PREFIX) and _MODEL_NAME.fullmatch(path, len(MODELS_PREFIX)) is not None:
                 methods = self._model
-            elif path.startswith(ADMIN_PREFIXES) and _is_below(path):
+            elif self._admin is not None and path.startswith(ADMIN_PREFIXES) and _is_below(path):
                 return self._admin
-            else:
+            if methods is None:
                 raise RouteNotFound("There is no such route.")
         handler = methods.get(method)
         if handler is None:

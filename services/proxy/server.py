@@ -14,6 +14,7 @@ from gateway.errors import InvalidRequest, RequestTimeout
 from gateway.ids import uuid7
 from gateway.process.logs import get_logger
 from services.proxy import errors
+from services.proxy.tls import EdgeCertificate, Handshake
 
 HEADER_TIME = 10.0
 """Seconds from the first byte of a request to the last of its head."""
@@ -38,15 +39,40 @@ _log = get_logger(__name__)
 class EdgeServer(web.Server):
     """Connections of applications.
 
-    handler: answers a request. most: connections at once; what comes above is closed.
+    handler: answers a request. most: connections at once, those included whose handshake goes on; what comes above is closed.
+    tls: for https; None: plain http.
     """
 
-    def __init__(self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], *, most: int) -> None:
+    def __init__(
+        self,
+        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        *,
+        most: int,
+        tls: EdgeCertificate | None = None,
+    ) -> None:
         super().__init__(handler, handler_cancellation=True)
         self.most = most
+        self._tls = tls
+        self._handshakes: set[Handshake] = set()
 
-    def __call__(self) -> RequestHandler:
+    def __call__(self) -> asyncio.Protocol:  # type: ignore[override]  # aiohttp's own kind comes after the handshake
         """A protocol for a new connection."""
+        if self._tls is None:
+            return self._protocol()
+        return Handshake(
+            self._tls.context,
+            establish=self._protocol,
+            full=lambda: self.open_connections > self.most,
+            handshakes=self._handshakes,
+        )
+
+    async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - aiohttp's own parameter
+        """Ends all connections; those with a request have so many seconds."""
+        for handshake in tuple(self._handshakes):
+            handshake.abort()
+        await super().shutdown(timeout)
+
+    def _protocol(self) -> EdgeProtocol:
         return EdgeProtocol(
             self,
             loop=asyncio.get_running_loop(),
@@ -62,8 +88,8 @@ class EdgeServer(web.Server):
 
     @property
     def open_connections(self) -> int:
-        """How many connections there are."""
-        return len(self._connections)
+        """How many connections there are, those included whose handshake goes on."""
+        return len(self._connections) + len(self._handshakes)
 
 
 class EdgeProtocol(RequestHandler):
@@ -172,6 +198,7 @@ async def answer_early(request: web.BaseRequest, response: web.StreamResponse) -
     await response.prepare(request)
     await response.write_eof()
     transport = request.transport
-    if transport is not None and transport.can_write_eof():
-        transport.write_eof()
+    if transport is not None:
+        if transport.can_write_eof():  # not over TLS, where the caller sees the end of the answer by its length
+            transport.write_eof()
         await asyncio.sleep(LINGER)

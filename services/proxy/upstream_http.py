@@ -43,15 +43,20 @@ _NETWORK = (aiohttp.ClientError, HttpProcessingError, OSError)
 class _HttpReply:
     """A reply, and the connection that it comes over."""
 
-    __slots__ = ("_connection", "_content", "_unpacker", "headers", "status")
+    __slots__ = ("_connection", "_content", "_limit", "_unpacker", "headers", "status")
 
-    def __init__(self, status: int, headers: Mapping[str, str], content: StreamReader, connection: Connection) -> None:
+    def __init__(
+        self, status: int, headers: Mapping[str, str], content: StreamReader, connection: Connection, limit: _Limit
+    ) -> None:
         self.status = status
         self.headers = headers
         self._content = content
         self._connection = connection
         encoding = headers.get("Content-Encoding")
         self._unpacker = Unpacker(encoding) if encoding is not None else None
+        self._limit = limit
+        limit.content = content
+        content.on_eof(limit.lift)
         content.on_eof(connection.release)
 
     async def read(self) -> bytes:
@@ -83,7 +88,31 @@ class _HttpReply:
             self.close()
 
     def close(self) -> None:
+        self._limit.lift()
         self._connection.close()  # one that is released already is none of ours any more
+
+
+class _Limit:
+    """The time that one call may take in all: when it is over, whoever reads gets a timeout, however steadily bytes drip."""
+
+    __slots__ = ("_protocol", "_timer", "content")
+
+    def __init__(self, protocol: ResponseHandler, seconds: float) -> None:
+        self._protocol: ResponseHandler | None = protocol
+        self.content: StreamReader | None = None
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._over)
+
+    def lift(self) -> None:
+        """The call has ended, or nobody reads any more."""
+        self._protocol = None
+        self._timer.cancel()
+
+    def _over(self) -> None:
+        if self._protocol is not None:
+            fault = aiohttp.SocketTimeoutError("the answer took too long in all")
+            self._protocol.set_exception(fault)
+            if self.content is not None:
+                self.content.set_exception(fault)
 
 
 class _Destination:
@@ -100,12 +129,14 @@ class HttpUpstream:
     """An upstream with a pool of connections.
 
     connect, first_byte, idle: seconds until a connection stands, until a status comes, between two pieces of an answer.
+    total: seconds from the request to the end of the answer.
     allowed: for each host whether it may be at any address (`allow_address` of its provider).
     """
 
-    def __init__(self, *, connect: float, first_byte: float, idle: float, allowed: Mapping[str, bool]) -> None:
+    def __init__(self, *, connect: float, first_byte: float, idle: float, total: float, allowed: Mapping[str, bool]) -> None:
         self._first_byte = first_byte
         self._idle = idle
+        self._total = total
         self._longest = connect + first_byte
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect)
         self._resolver = CheckingResolver(allowed)
@@ -148,9 +179,10 @@ class HttpUpstream:
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         head = f"{destination.head}{lines}Content-Length: {len(sending.body)}\r\n\r\n".encode()
         connection = await self._connector.connect(destination.address, [], self._timeout)
+        protocol = connection.protocol
+        assert protocol is not None
+        limit = _Limit(protocol, self._total)
         try:
-            protocol = connection.protocol
-            assert protocol is not None
             protocol.set_response_params(
                 read_until_eof=True,
                 auto_decompress=False,
@@ -164,18 +196,21 @@ class HttpUpstream:
                 _transport(protocol).write(head + sending.body)
                 sending.sent = True
                 protocol.start_timeout()
-                return await self._answer(connection, protocol, None)
+                return await self._answer(connection, protocol, limit, None)
             # Beside the answer, as a provider may refuse a large body before it has all of it.
             writing = asyncio.create_task(_write(protocol, head, sending))
             try:
-                return await self._answer(connection, protocol, writing)
+                return await self._answer(connection, protocol, limit, writing)
             finally:
                 writing.cancel()
         except BaseException:
+            limit.lift()
             connection.close()
             raise
 
-    async def _answer(self, connection: Connection, protocol: ResponseHandler, writing: asyncio.Task[None] | None) -> Reply:
+    async def _answer(
+        self, connection: Connection, protocol: ResponseHandler, limit: _Limit, writing: asyncio.Task[None] | None
+    ) -> Reply:
         status = 100
         while status < 200:
             message, content = await protocol.read()
@@ -185,7 +220,7 @@ class HttpUpstream:
         if writing is not None and not writing.done():
             protocol.force_close()  # the rest of the body will not come, so nothing else can be sent there
         protocol.read_timeout = self._idle
-        return _HttpReply(status, message.headers, content, connection)
+        return _HttpReply(status, message.headers, content, connection, limit)
 
 
 async def _write(protocol: ResponseHandler, head: bytes, sending: Sending) -> None:

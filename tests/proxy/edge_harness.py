@@ -240,6 +240,7 @@ async def running_edge(
     connections: int = 1000,
     tmp_path: Path = Path(),
     upstream_timeouts: tuple[float, float, float] = (1.0, 2.0, 1.0),
+    upstream_total: float = 60.0,
     **settings: object,
 ) -> AsyncIterator[Edge]:
     """The edge with one openai-compatible provider `mock`, behind it the scripted one."""
@@ -258,7 +259,7 @@ async def running_edge(
         clock = asyncio.get_running_loop().time
         auth, outbox = FakeAuth(), FakeOutbox()
         connect, first_byte, idle = upstream_timeouts
-        upstream = HttpUpstream(connect=connect, first_byte=first_byte, idle=idle, allowed={})
+        upstream = HttpUpstream(connect=connect, first_byte=first_byte, idle=idle, total=upstream_total, allowed={})
         await upstream.start()
         relay = Relay(on_hangup=built.on_hangup)
         app = make_app(

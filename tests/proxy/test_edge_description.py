@@ -6,7 +6,12 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from services.proxy import openapi, routes
+import grpc.aio
+import pytest
+
+from gateway.stubs.admin.v1 import audit_pb2, requests_pb2, sessions_pb2, tokens_pb2
+from services.proxy import admin_json, admin_log, openapi, openapi_admin, routes
+from services.proxy.admin_http import AdminRoutes
 from services.proxy.dialects import openai
 from services.proxy.dialects.openai import read_chat
 from services.proxy.strict_json import Document
@@ -29,12 +34,49 @@ async def test_the_description_names_each_route_and_every_reference_leads_somewh
         async with edge.session.get(edge.url + "/openapi.json") as response:
             described = await response.json()
         served = set(edge.app._table.paths) - {routes.ROOT, routes.DESCRIPTION}
-        assert set(described["paths"]) == served | {routes.MODELS_PREFIX + "{id}"}
+        assert set(described["paths"]) == served | {routes.MODELS_PREFIX + "{id}"} | set(openapi_admin.PATHS)
         for reference in _references(described):
             assert reference.removeprefix("#/components/schemas/") in described["components"]["schemas"]
         for path, methods in described["paths"].items():
-            for method in methods:
+            for method, told in methods.items():
                 assert edge.app._table.find(method.upper(), re.sub(r"\{\w+\}", "x", path))
+                for kind in told.get("security", ()):
+                    assert set(kind) <= set(described["components"]["securitySchemes"])
+
+
+async def test_administration_is_described_where_it_is_answered_and_nowhere_else() -> None:
+    async with running_edge(admin_http="off") as edge, edge.session.get(edge.url + "/openapi.json") as response:
+        assert not set((await response.json())["paths"]) & set(openapi_admin.PATHS)
+    apart = openapi.document(applications=False)["paths"]
+    assert set(apart) == {*openapi_admin.PATHS, routes.HEALTH, routes.READINESS}
+
+
+async def test_the_description_of_administration_names_each_route_of_its_door() -> None:
+    async with grpc.aio.insecure_channel("127.0.0.1:1") as channel:
+        door = AdminRoutes(channel=channel)
+        served = {path.replace("*", "{id}"): {method.lower() for method in methods} for path, methods in door._routes.items()}
+    assert {path: set(methods) for path, methods in openapi_admin.PATHS.items()} == served
+
+
+@pytest.mark.parametrize(
+    ("schema", "answer"),
+    [
+        ("Token", admin_json.token_to_json(tokens_pb2.Token())),
+        ("Session", admin_json.session_to_json(sessions_pb2.Session())),
+        ("Call", admin_log.request_to_json(requests_pb2.RequestRecord())),
+        ("AuditRecord", admin_json.audit_to_json(audit_pb2.AuditRecord())),
+    ],
+)
+def test_the_records_of_administration_hold_what_the_description_requires(schema: str, answer: dict[str, Any]) -> None:
+    assert set(openapi_admin.SCHEMAS[schema]["required"]) == set(answer)
+
+
+def test_what_the_door_of_administration_reads_is_what_is_described() -> None:
+    schemas = openapi_admin.SCHEMAS
+    assert set(schemas["TokenCreation"]["properties"]) == set(admin_json._CREATABLE)
+    assert set(schemas["TokenUpdate"]["properties"]) == set(admin_json._UPDATABLE)
+    log = openapi_admin.PATHS["/admin/logs/requests"]["get"]
+    assert [parameter["name"] for parameter in log["parameters"]] == list(admin_log.LOG_PARAMETERS)
 
 
 async def test_the_answers_hold_what_the_description_requires() -> None:

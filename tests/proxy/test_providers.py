@@ -298,7 +298,7 @@ async def upstream(
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    made = HttpUpstream(connect=0.5, first_byte=0.5, idle=0.5, allowed=allowed or {})
+    made = HttpUpstream(connect=0.5, first_byte=0.5, idle=0.5, total=60.0, allowed=allowed or {})
     await made.start()
     try:
         yield made, URL(f"http://127.0.0.1:{port}/v1/chat/completions")
