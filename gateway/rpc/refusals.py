@@ -1,4 +1,4 @@
-"""What auth answers as what its callers raise: a denial is the `Refusal` of its reason, a fault the error of its own."""
+"""Refusals and denials: the same no, as Python raises it and as auth answers it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gateway import errors
 from gateway.errors import GatewayError, Refusal
 from gateway.stubs.auth.v1 import auth_pb2 as pb
 
-_KINDS: Final[Mapping[int, type[Refusal]]] = {
+_KINDS: Final[Mapping[pb.DenialReason.ValueType, type[Refusal]]] = {
     pb.DENIAL_REASON_TOKEN_UNKNOWN: errors.TokenUnknown,
     pb.DENIAL_REASON_TOKEN_DISABLED: errors.TokenDisabled,
     pb.DENIAL_REASON_TOKEN_EXPIRED: errors.TokenExpired,
@@ -23,6 +23,26 @@ _KINDS: Final[Mapping[int, type[Refusal]]] = {
     pb.DENIAL_REASON_RATE_LIMITED: errors.RateLimited,
     pb.DENIAL_REASON_REQUEST_WITHDRAWN: errors.RequestWithdrawn,
 }
+
+
+_REASONS: Final = {kind: reason for reason, kind in _KINDS.items()}
+
+
+def denial_of(refusal: Refusal) -> pb.Denial:
+    """A refusal with its figures, as auth answers it."""
+    figures = refusal.metadata
+    denial = pb.Denial(
+        reason=_REASONS[type(refusal)],
+        message=refusal.message,
+        limit=figures.get("limit", ""),
+        token_id=int(figures.get("token_id", "0")),
+    )
+    if refusal.retry_after is not None:
+        denial.retry_delay.FromMilliseconds(int(refusal.retry_after * 1000))
+    for field in ("remaining_nanos", "held_nanos", "needed_nanos"):
+        if field in figures:
+            setattr(denial, field, int(figures[field]))
+    return denial
 
 
 def refusal_of(denial: pb.Denial) -> Refusal:

@@ -14,6 +14,7 @@ from gateway.errors import GatewayError, Internal, InvalidArgument, Refusal, Tok
 from gateway.patterns import matches, models_of_text
 from gateway.quota import Call, TokenStatus, judge, status
 from gateway.rpc.access import principal
+from gateway.rpc.refusals import denial_of
 from gateway.storage import token_usage
 from gateway.storage.database import Database
 from gateway.storage.ledger import COMMIT_TIMEOUT, Ledger
@@ -118,11 +119,11 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         try:
             state = self._books(request.token).state
         except TokenUnknown as unknown:
-            return pb.ListModelsResponse(denial=wire.denial_to_proto(unknown))
+            return pb.ListModelsResponse(denial=denial_of(unknown))
         now = self._clock.now()
         if status(state, now) in (TokenStatus.DISABLED, TokenStatus.EXPIRED):
             refusal = judge(state, "", now)
-            return pb.ListModelsResponse(denial=wire.denial_to_proto(refusal) if refusal else None)
+            return pb.ListModelsResponse(denial=denial_of(refusal) if refusal else None)
         served: dict[str, str] = dict.fromkeys(request.names, "gateway")
         with self._names_lock:
             self._names.refresh()

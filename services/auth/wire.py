@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from gateway import errors
 from gateway.admission import Admission, Admitted, Settled
 from gateway.clock import from_text
 from gateway.errors import GatewayError, InvalidArgument, Refusal
 from gateway.ids import is_canonical_uuid
 from gateway.quota import Call
 from gateway.rpc.identity import Caller
+from gateway.rpc.refusals import denial_of
 from gateway.rpc.status import code_of
 from gateway.storage.token_usage import Call as RecentCall
 from gateway.storage.token_usage import ModelTotals
@@ -30,20 +30,6 @@ _MAX_TOKENS: Final = 1_000_000_000
 _MAX_LIMIT: Final = 1_000_000_000_000
 _MAX_SECRET: Final = 4_096
 
-_REASONS: Final[Mapping[type[GatewayError], pb.DenialReason.ValueType]] = {
-    errors.TokenUnknown: pb.DENIAL_REASON_TOKEN_UNKNOWN,
-    errors.TokenDisabled: pb.DENIAL_REASON_TOKEN_DISABLED,
-    errors.TokenExpired: pb.DENIAL_REASON_TOKEN_EXPIRED,
-    errors.ModelNotAllowed: pb.DENIAL_REASON_MODEL_NOT_ALLOWED,
-    errors.IpNotAllowed: pb.DENIAL_REASON_IP_NOT_ALLOWED,
-    errors.BudgetExhausted: pb.DENIAL_REASON_BUDGET_EXHAUSTED,
-    errors.RequestExceedsBudget: pb.DENIAL_REASON_REQUEST_EXCEEDS_BUDGET,
-    errors.BudgetReserved: pb.DENIAL_REASON_BUDGET_RESERVED,
-    errors.ModelNotPriced: pb.DENIAL_REASON_MODEL_NOT_PRICED,
-    errors.UnboundedRequest: pb.DENIAL_REASON_UNBOUNDED_REQUEST,
-    errors.RateLimited: pb.DENIAL_REASON_RATE_LIMITED,
-    errors.RequestWithdrawn: pb.DENIAL_REASON_REQUEST_WITHDRAWN,
-}
 _OUTCOMES: Final = {
     pb.OUTCOME_RELEASED: Outcome.RELEASED,
     pb.OUTCOME_SETTLED: Outcome.SETTLED,
@@ -169,25 +155,8 @@ def validation_to_proto(answer: Admitted | GatewayError, *, by_proxy: bool) -> p
     if isinstance(answer, Admitted):
         return pb.ValidateTokenResponse(grant=_grant(answer, by_proxy=by_proxy))
     if isinstance(answer, Refusal):
-        return pb.ValidateTokenResponse(denial=denial_to_proto(answer))
+        return pb.ValidateTokenResponse(denial=denial_of(answer))
     raise answer
-
-
-def denial_to_proto(refusal: Refusal) -> pb.Denial:
-    """A refusal with its figures."""
-    figures = refusal.metadata
-    denial = pb.Denial(
-        reason=_REASONS[type(refusal)],
-        message=refusal.message,
-        limit=figures.get("limit", ""),
-        token_id=int(figures.get("token_id", "0")),
-    )
-    if refusal.retry_after is not None:
-        denial.retry_delay.FromMilliseconds(int(refusal.retry_after * 1000))
-    for field in ("remaining_nanos", "held_nanos", "needed_nanos"):
-        if field in figures:
-            setattr(denial, field, int(figures[field]))
-    return denial
 
 
 def settled_to_proto(answer: Settled | GatewayError) -> pb.RecordUsageResponse:
