@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup run test check protos lint types bench lock
+.PHONY: help setup run test check protos lint types bench lock compose-check
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ types: setup ## mypy, strict
 
 bench: setup ## our CPU a request beside a bare relay's, in one run
 	$(BIN)/python -m benchmarks.load
+
+compose-check: ## bring the compose stacks up with Docker, ask them, take them down (needs an engine)
+	@$(PYTHON) -m tests.deploy.try_compose
 
 COMPILE := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --extra services
 

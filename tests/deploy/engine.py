@@ -5,6 +5,7 @@ Standard library only: the build machine runs it with any Python.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -123,7 +124,7 @@ def ask(port: int, path: str, token: str, body: dict[str, Any] | None = None) ->
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         return 0, str(error)
 
 

@@ -125,8 +125,8 @@ def harden(project: Project) -> None:
             and {*published} <= {"127.0.0.1"},
             "has no password in its environment": not any("PASSWORD=" in line and line[-1] != "=" for line in config["Env"]),
         }
-        for fact, holds in facts.items():
-            expect(f"{name} {fact}", holds, {"Config": config, "HostConfig": host})
+        broken = [fact for fact, holds in facts.items() if not holds]
+        expect(f"{name} {', '.join(facts)}", not broken, (broken, {"Config": config, "HostConfig": host}))
 
 
 def keep_secrets_apart(project: Project) -> None:
