@@ -16,6 +16,8 @@ import structlog
 
 from gateway.process import logs
 
+pytest_plugins = ["tests.support.databases"]
+
 
 def _is_loopback(address: Any) -> bool:
     """Whether a socket address is on this machine: a path of a local socket, or a loopback IP."""

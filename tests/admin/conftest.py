@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from prometheus_client import CollectorRegistry
 
 from gateway.clock import to_text
 from gateway.rpc.channel import sync_channel
@@ -27,8 +28,11 @@ from gateway.stubs.admin.v1 import (
     tokens_pb2_grpc,
 )
 from services.admin.app import make_server
+from services.admin.metrics import AdminMetrics
 from tests.admin.door import Door, open_door
 from tests.support.certificates import make_identities
+from tests.support.databases import BOTH
+from tests.support.postgres import shared_server
 
 PASSWORD = "a-long-enough-phrase"
 TOKEN_KEY = bytes(range(32))
@@ -105,10 +109,31 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def empty_postgres() -> str:
+    """The name of a PostgreSQL database with nothing but its schema."""
+    url = shared_server().create()
+    database = connect(url)
+    migrate(database)
+    database.close()
+    return url.rpartition("/")[2]
+
+
+@pytest.fixture(params=BOTH)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a database of the test's own, with nothing but its schema: a copy costs a tenth of a migration."""
+    if request.param == "sqlite":
+        shutil.copy(request.getfixturevalue("empty_database"), tmp_path / "gateway.db")
+        yield f"sqlite:///{tmp_path}/gateway.db"
+        return
+    url = shared_server().create(request.getfixturevalue("empty_postgres"))
+    yield url
+    shared_server().drop(url)
+
+
 @pytest.fixture
-def db(tmp_path: Path, empty_database: Path) -> Iterator[Database]:
-    shutil.copy(empty_database, tmp_path / "gateway.db")
-    database = connect(f"sqlite:///{tmp_path}/gateway.db", busy_timeout=2.0)
+def db(database_url: str) -> Iterator[Database]:
+    database = connect(database_url, busy_timeout=2.0)
     yield database
     database.close()
 
@@ -122,7 +147,14 @@ def password_hash() -> str:
 def admin(db: Database, clock: MovableClock, identities: dict[str, Identity], password_hash: str) -> Iterator[Admin]:
     """The service, with the administrator `admin`."""
     models.Administrator.insert(username="admin", password_hash=password_hash, created_at=to_text(clock.now())).execute(db)
-    server = make_server(db=db, identity=identities["admin"], token_key=TOKEN_KEY, clock=clock)
+    server = make_server(
+        db=db,
+        identity=identities["admin"],
+        token_key=TOKEN_KEY,
+        clock=clock,
+        registry=CollectorRegistry(),
+        metrics=AdminMetrics(CollectorRegistry()),
+    )
     port = bind(server, "127.0.0.1:0", identities["admin"])
     server.start()
     server.set_serving(True)

@@ -6,6 +6,7 @@ from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from gateway.rpc.channel import sync_channel
 from gateway.rpc.identity import issue
@@ -13,12 +14,13 @@ from gateway.rpc.server import bind
 from gateway.stubs.auth.v1 import auth_pb2_grpc
 from services.auth.app import make_server
 from services.auth.denials import DenialLog
+from services.auth.metrics import AuthMetrics
 from tests.support.certificates import authority, make_identities
 from tests.support.ledger import KEY, MovedClock, add_token, make_database, open_ledger
 
 
 @pytest.fixture
-def auth(tmp_path):
+def auth(tmp_path, database_url):
     """The running service: `stub(name)` calls it as that identity."""
     folder = tmp_path / "pki"
     identities = make_identities(folder, "auth", "admin", "proxy", "operator")
@@ -29,11 +31,21 @@ def auth(tmp_path):
         identities[name] = issue(authority() / "ca", name, folder / name, rpcs=rpcs, rights=rights)
     clock = MovedClock()
     channels = []
-    with closing(make_database(tmp_path)) as db:
+    with closing(make_database(database_url)) as db:
         add_token(db)
         with closing(open_ledger(db, clock)) as ledger:
             denials = DenialLog(clock)
-            server = make_server(db=db, ledger=ledger, denials=denials, identity=identities["auth"], token_key=KEY, clock=clock)
+            registry = CollectorRegistry()
+            server = make_server(
+                db=db,
+                ledger=ledger,
+                denials=denials,
+                identity=identities["auth"],
+                token_key=KEY,
+                clock=clock,
+                registry=registry,
+                metrics=AuthMetrics(registry),
+            )
             port = bind(server, "127.0.0.1:0", identities["auth"])
             server.start()
 
@@ -42,7 +54,14 @@ def auth(tmp_path):
                 return auth_pb2_grpc.AuthServiceStub(channels[-1])
 
             yield SimpleNamespace(
-                stub=stub, db=db, ledger=ledger, denials=denials, port=port, identities=identities, clock=clock
+                stub=stub,
+                db=db,
+                ledger=ledger,
+                denials=denials,
+                port=port,
+                identities=identities,
+                clock=clock,
+                registry=registry,
             )
             for channel in channels:
                 channel.close()

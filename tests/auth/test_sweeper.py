@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from gateway.clock import to_text
 from gateway.leases import LeaseWatch
 from services.auth.denials import DenialLog
+from services.auth.metrics import AuthMetrics
 from services.auth.sweeper import Sweeper
 from tests.support.ledger import (
     PROXY,
@@ -41,12 +42,12 @@ def test_a_restarted_observer_starts_to_wait_anew():
     assert watch.look({"a": 1}, 1_000_000.0) == []
 
 
-def test_calls_of_a_silent_proxy_are_charged_and_those_of_a_living_one_stay_open(tmp_path):
+def test_calls_of_a_silent_proxy_are_charged_and_those_of_a_living_one_stay_open(database_url):
     clock = MovedClock()
-    db = make_database(tmp_path)
+    db = make_database(database_url)
     add_token(db)
     ledger = open_ledger(db, clock)
-    sweeper = Sweeper(db=db, ledger=ledger, denials=DenialLog(clock), clock=clock, registry=CollectorRegistry())
+    sweeper = Sweeper(db=db, ledger=ledger, denials=DenialLog(clock), clock=clock, metrics=AuthMetrics(CollectorRegistry()))
     living = "0193e2c4-7b1a-7c3d-9f00-1a2b3c4d5e6f"
     dead_call, living_call, leased = admission(), admission(proxy_id=living), admission(proxy_id="", identity="billing")
     ledger.commit([], [dead_call, living_call, leased])
@@ -70,11 +71,11 @@ def test_calls_of_a_silent_proxy_are_charged_and_those_of_a_living_one_stay_open
     assert "ledger-writer" not in {thread.name for thread in threading.enumerate() if not thread.daemon}
 
 
-def test_ids_of_changes_are_forgotten_after_thirty_days_and_no_sooner(tmp_path):
+def test_ids_of_changes_are_forgotten_after_thirty_days_and_no_sooner(database_url):
     clock = MovedClock()
-    db = make_database(tmp_path)
+    db = make_database(database_url)
     ledger = open_ledger(db, clock)
-    sweeper = Sweeper(db=db, ledger=ledger, denials=DenialLog(clock), clock=clock, registry=CollectorRegistry())
+    sweeper = Sweeper(db=db, ledger=ledger, denials=DenialLog(clock), clock=clock, metrics=AuthMetrics(CollectorRegistry()))
     at = {"old": clock.now() - timedelta(days=31), "young": clock.now() - timedelta(days=29)}
     with db.write():
         db.run_many(

@@ -1,4 +1,4 @@
-"""The ledger: every way through its door, over a real SQLite file."""
+"""The ledger: every way through its door, on both databases."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from gateway import errors
 from gateway.admission import Admitted, Settled
 from gateway.ids import uuid7
+from gateway.storage.database import connect
 from gateway.storage.reconcile import reconcile
 from gateway.usage import Outcome, Source, State
 from tests.support.ledger import (
@@ -31,8 +32,8 @@ from tests.support.ledger import (
 
 
 @pytest.fixture
-def db(tmp_path):
-    db = make_database(tmp_path)
+def db(database_url):
+    db = make_database(database_url)
     add_token(db)
     yield db
     assert reconcile(db) == []
@@ -282,15 +283,16 @@ def test_what_was_answered_is_there_after_a_crash(ledger, db):
     again.close()
 
 
-def test_a_locked_database_is_told_soon_and_nothing_is_lost(db, clock, tmp_path):
-    from gateway.storage.database import connect
-
-    other = connect(f"sqlite:///{tmp_path}/gateway.db")
-    quick = open_ledger(connect(f"sqlite:///{tmp_path}/gateway.db", busy_timeout=0.05), clock)
+def test_a_locked_database_is_told_soon_and_nothing_is_lost(db, clock, database_url):
+    other = connect(database_url)
+    again = connect(database_url, busy_timeout=0.05)
+    quick = open_ledger(again, clock)
     with other.write(), pytest.raises(errors.DatabaseUnavailable):
+        other.query(f"SELECT id FROM client_tokens ORDER BY id{other.locking}")
         quick.commit([], [admission()])
     assert isinstance(admit(quick)[1], Admitted)
     quick.close()
+    again.close()
     other.close()
 
 

@@ -45,9 +45,9 @@ def price(model: str, **rates: str) -> PriceRow:
     return PriceRow("demo", model, f'{{"equals":"{model}"}}', Rates(parts), 100_000, 1_000)
 
 
-def make_database(directory: Path) -> Database:
-    """A migrated database with one model's price."""
-    db = connect(f"sqlite:///{directory}/gateway.db", busy_timeout=5.0)
+def make_database(where: Path | str) -> Database:
+    """A migrated database with one model's price, in a folder or at a URL."""
+    db = connect(where if isinstance(where, str) else f"sqlite:///{where}/gateway.db", busy_timeout=5.0)
     migrate(db)
     rows = [price(MODEL, input="1000", output="1000"), price("cent", input="0", output="0", per_request="0.01")]
     load_rows(db, "file", rows, "2026-01-01T00:00:00.000000Z")
