@@ -30,6 +30,8 @@ AREAS = {
     "gateway.rpc": Area(
         own={"gateway", "gateway.rpc", "gateway.process", "gateway.stubs"}, others=GRPC | {"cryptography", "structlog"}
     ),
+    "gateway.client": Area(own={"gateway", "gateway.client", "gateway.rpc", "gateway.stubs"}, others={"grpc", "google"}),
+    "gateway.client.aiohttp_guard": Area(own={"gateway", "gateway.client"}, others={"aiohttp"}),
     "gateway.process": Area(
         own={"gateway", "gateway.process"},
         others={"structlog", "pydantic", "pydantic_core", "prometheus_client", "grpc", "cryptography"},
@@ -94,9 +96,9 @@ def area_of(name: str) -> str:
 
 def own_area(imported: str) -> str:
     """The area of one of our names: `gateway.quota.admit` is of `gateway`, `gateway.storage.ledger` of `gateway.storage`."""
-    for part in ("storage", "rpc", "process", "stubs"):
-        if imported.startswith(f"gateway.{part}"):
-            return f"gateway.{part}"
+    parts = imported.split(".")
+    if parts[0] == "gateway" and parts[1:2] and parts[1] in {"storage", "rpc", "process", "stubs", "client"}:
+        return f"gateway.{parts[1]}"
     return "gateway" if imported.split(".", maxsplit=1)[0] == "gateway" else ".".join(imported.split(".")[:2])
 
 
