@@ -22,7 +22,8 @@ OPTIONS: Final[tuple[Option, ...]] = (
     # Also what one attempt may take, handshake included: on a busy machine 200 ms were too few.
     ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # Less than a caller of the gateway waits: a server that is back is found before the next one goes away.
+    ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
     ("grpc.keepalive_permit_without_calls", 1),

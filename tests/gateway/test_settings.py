@@ -38,6 +38,8 @@ def test_nothing_set_gives_the_defaults(tmp_path: Path, monkeypatch: pytest.Monk
         ("HTTP_PORT", " 8081 ", "http_port", 8081),
         ("AUTH_LISTEN", "0.0.0.0:50051", "auth_listen", "0.0.0.0:50051"),
         ("AUTH_ADDRESS", "dns:///auth:50051", "auth_address", "dns:///auth:50051"),
+        ("AUTH_ADDRESS", "10.0.0.7:50051,10.0.0.8:50051", "auth_address", "10.0.0.7:50051,10.0.0.8:50051"),
+        ("ADMIN_ADDRESS", "[::1]:50052,[::2]:50052", "admin_address", "[::1]:50052,[::2]:50052"),
         ("ADMIN_LISTEN", "[::]:50052", "admin_listen", "[::]:50052"),
         ("ADMIN_ADDRESS", "admin:50052", "admin_address", "admin:50052"),
         ("DEMO_LISTEN", "0.0.0.0:8090", "demo_listen", "0.0.0.0:8090"),
@@ -91,6 +93,10 @@ def test_what_depends_on_the_data_directory_follows_it(load: Load) -> None:
 def test_listening_follows_the_address_where_it_is_not_set(load: Load) -> None:
     settings = load(AUTH_ADDRESS="dns:///auth:50051", ADMIN_ADDRESS="127.0.0.1:6000", DEMO_ADDRESS="demo:7000")
     assert (settings.auth_listen, settings.admin_listen, settings.demo_listen) == ("auth:50051", "127.0.0.1:6000", "demo:7000")
+
+
+def test_where_several_are_dialled_the_first_is_where_this_one_listens(load: Load) -> None:
+    assert load(AUTH_ADDRESS="127.0.0.1:5001,127.0.0.1:5002").auth_listen == "127.0.0.1:5001"
 
 
 def test_empty_variables_are_as_good_as_none(load: Load) -> None:
@@ -172,6 +178,10 @@ def test_every_fault_is_told_at_once(faults: Faults) -> None:
         ("AUTH_LISTEN", "dns:///auth:50051"),
         ("AUTH_ADDRESS", "https://auth:50051"),
         ("AUTH_ADDRESS", "auth:port"),
+        ("AUTH_ADDRESS", "auth-1:50051,auth-2:50051"),
+        ("AUTH_ADDRESS", "10.0.0.7:50051,[::1]:50051"),
+        ("AUTH_ADDRESS", "10.0.0.7:50051,"),
+        ("AUTH_ADDRESS", "dns:///10.0.0.7:50051,10.0.0.8:50051"),
         ("DRAIN", "nan"),
         ("DRAIN", "inf"),
         ("DRAIN", "-1"),

@@ -6,8 +6,6 @@ gateway keeps in the call's row. Prices are computed here anew, from the rates a
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.fakes.call import Call, read_ledger
+from tests.suite.database import Database, select
 
 NANOS = 1_000_000_000
 AGENT = "nonce/"
@@ -51,16 +50,15 @@ class Findings:
     problems: list[str] = field(default_factory=list)
 
 
-def audit(database: Path, ledger: Path, prices: Prices, *, answered: Collection[str] = ()) -> Findings:
+def audit(database: Database, ledger: Path, prices: Prices, *, answered: Collection[str] = ()) -> Findings:
     """Checks I1 to I6 over everything that the ledger of the provider and the database hold.
 
     answered: nonces whose callers had the whole answer with status 200; those must be charged exactly.
     """
-    with contextlib.closing(sqlite3.connect(database, timeout=10)) as db:
-        db.row_factory = sqlite3.Row
-        rows = [dict(row) for row in db.execute("SELECT * FROM requests")]
-        tokens = [dict(row) for row in db.execute("SELECT * FROM client_tokens")]
-        adjusted = dict(db.execute("SELECT token_id, SUM(amount_nanos) FROM adjustments GROUP BY token_id").fetchall())
+    rows = select(database, "SELECT * FROM requests")
+    tokens = select(database, "SELECT * FROM client_tokens")
+    sums = select(database, "SELECT token_id, SUM(amount_nanos) AS amount FROM adjustments GROUP BY token_id")
+    adjusted = {row["token_id"]: int(row["amount"]) for row in sums}
     calls = [call for call in read_ledger(ledger) if call.nonce]
     findings = Findings(accepted=len(calls), rows=len(rows))
     by_nonce = {row["user_agent"].removeprefix(AGENT): row for row in rows}
@@ -130,10 +128,10 @@ def _books_add_up(token: dict[str, Any], rows: list[dict[str, Any]], adjusted: i
         findings.problems.append(f"I7: {name} is above its budget: {token['period_spent_nanos']} + {token['held_nanos']}")
 
 
-def open_holds(database: Path) -> int:
+def open_holds(database: Database) -> int:
     """How many calls are still open. 0 once everything has been reported."""
-    with contextlib.closing(sqlite3.connect(database, timeout=10)) as db:
-        return int(db.execute("SELECT COUNT(*) FROM requests WHERE state = 'admitted'").fetchone()[0])
+    [row] = select(database, "SELECT COUNT(*) AS open FROM requests WHERE state = 'admitted'")
+    return int(row["open"])
 
 
 def files_with(folder: Path, secret: str) -> list[str]:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,15 +57,21 @@ class Installation:
 ADMIN_PASSWORD = "correct horse battery staple"
 
 
-def install(directory: Path, made: Path, *services: str, **settings: str) -> Iterator[Installation]:
-    """Starts the services in a copy of what `gateway init` made; ends everything when the generator does."""
+def install(
+    directory: Path, made: Path, *services: str, replicas: int = 1, ready: bool = True, **settings: str
+) -> Iterator[Installation]:
+    """Starts the services in a copy of what `gateway init` made; ends everything when the generator does.
+
+    ready: whether to wait until the edges take calls.
+    """
     directory.mkdir(exist_ok=True)
     shutil.copytree(made, directory / "data")
     provider = ProviderProcess(directory)
     try:
-        with Stack(directory, toml(provider.base_url), settings) as stack:
+        with Stack(directory, toml(provider.base_url), settings, replicas=replicas) as stack:
             stack.start(*services)
-            stack.wait_until_ready()
+            if ready:
+                stack.wait_until_ready()
             yield Installation(stack, provider, itertools.count(1))
     finally:
         provider.close()
@@ -93,11 +100,21 @@ def fresh(tmp_path: Path, made: Path) -> Iterator[Installer]:
     """Makes installations that a test may break: `fresh("auth", "proxy", GATEWAY_DRAIN="1")`."""
     running: list[Iterator[Installation]] = []
 
-    def make(*services: str, **settings: str) -> Installation:
-        generator = install(tmp_path / f"installation-{len(running)}", made, *services, **settings)
+    def make(*services: str, **options: Any) -> Installation:
+        generator = install(tmp_path / f"installation-{len(running)}", made, *services, **options)
         running.append(generator)
         return next(generator)
 
     yield make
     for generator in running:
         next(generator, None)
+
+
+@pytest.fixture(params=["sqlite"])
+def replicated(request: pytest.FixtureRequest, fresh: Installer) -> Installer:
+    """Makes installations with two of auth and of proxy: `replicated("auth", "auth-2", "proxy")`."""
+
+    def make(*services: str, **options: Any) -> Installation:
+        return fresh(*services, replicas=2, **options)
+
+    return make

@@ -103,3 +103,21 @@ async def steady_calls(
 
         await asyncio.gather(*(worker() for _ in range(at_once)))
     return told
+
+
+async def paced_calls(
+    base_url: str, token: str, *, a_second: float, until: Callable[[], bool], connections: int = 20, **fields: object
+) -> list[Told]:
+    """Begins so many calls a second, whatever becomes of those before, until told to stop. Every other one is streamed."""
+    told: list[asyncio.Task[Told]] = []
+    turns = itertools.count()
+    connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=30)
+    async with aiohttp.ClientSession(connector=connector, trust_env=False) as session, asyncio.TaskGroup() as group:
+        loop = asyncio.get_running_loop()
+        next_at = loop.time()
+        while not until():
+            stream = next(turns) % 2 == 0
+            told.append(group.create_task(call(session, base_url, token, stream=stream, **fields)))  # type: ignore[arg-type] # the test's own fields
+            next_at += 1 / a_second
+            await asyncio.sleep(max(0.0, next_at - loop.time()))
+    return [task.result() for task in told]

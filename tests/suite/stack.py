@@ -9,7 +9,6 @@ import os
 import random
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from tests.fakes.call import Call, read_ledger
+from tests.suite.database import Database, change, select
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -45,19 +45,24 @@ class Stack:
     """One installation in `directory`: `data/`, `gateway.toml`, `logs/`, and the processes that were started.
 
     config: the text of gateway.toml. settings: further GATEWAY_* variables, and keys that the configuration names.
+    replicas: of auth and of proxy. They are called `auth`, `auth-2` and so on, each with ports of its own.
     """
 
-    def __init__(self, directory: Path, config: str, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(self, directory: Path, config: str, settings: Mapping[str, str] | None = None, *, replicas: int = 1) -> None:
         self.directory, self.data, self.logs = directory, directory / "data", directory / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
         self.http_port, self.auth_port, self.admin_port, self.demo_port = (free_port() for _ in range(4))
+        self.ports = {"auth": self.auth_port, "proxy": self.http_port, "admin": self.admin_port, "demo": self.demo_port}
+        for number in range(2, replicas + 1):
+            self.ports |= {f"auth-{number}": free_port(), f"proxy-{number}": free_port()}
+        self.probe_ports = {name: free_port() for name in self.ports if name.startswith("auth")}
         (directory / "gateway.toml").write_text(config)
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("GATEWAY_", "OPENAI_"))}
         self.environment = clean | {
             "GATEWAY_DATA_DIR": str(self.data),
             "GATEWAY_CONFIG": str(directory / "gateway.toml"),
             "GATEWAY_HTTP_PORT": str(self.http_port),
-            "GATEWAY_AUTH_ADDRESS": f"127.0.0.1:{self.auth_port}",
+            "GATEWAY_AUTH_ADDRESS": ",".join(f"127.0.0.1:{port}" for name, port in self.ports.items() if "auth" in name),
             "GATEWAY_ADMIN_ADDRESS": f"127.0.0.1:{self.admin_port}",
             "GATEWAY_DEMO_ADDRESS": f"127.0.0.1:{self.demo_port}",
             "GATEWAY_LOG_FORMAT": "json",
@@ -72,8 +77,21 @@ class Stack:
         return f"http://127.0.0.1:{self.http_port}/v1"
 
     @property
-    def database(self) -> Path:
-        return self.data / "gateway.db"
+    def database(self) -> Database:
+        """The file of the database, or the URL where it is not in one."""
+        return self.environment.get("GATEWAY_DATABASE_URL") or self.data / "gateway.db"
+
+    def _environment_of(self, name: str) -> dict[str, str]:
+        """What a process gets: a replica has ports of its own."""
+        own = {}
+        if name in self.probe_ports:
+            own = {
+                "GATEWAY_AUTH_LISTEN": f"127.0.0.1:{self.ports[name]}",
+                "GATEWAY_AUTH_METRICS_ADDRESS": f"127.0.0.1:{self.probe_ports[name]}",
+            }
+        elif name.startswith("proxy-"):
+            own = {"GATEWAY_HTTP_PORT": str(self.ports[name])}
+        return self.environment | own
 
     def gateway(self, *arguments: str, check: bool = True, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         """Runs the `gateway` command in this installation. Raises AssertionError with its output when it fails."""
@@ -92,15 +110,15 @@ class Stack:
         return done
 
     def start(self, *services: str) -> None:
-        """Starts services as `python -m services.<name>`; does not wait for them."""
+        """Starts services as `python -m services.<name>`, replicas as `<name>-<number>`; does not wait for them."""
         for service in services:
             assert service not in self.processes or self.processes[service].poll() is not None, f"{service} is running"
             self._starts += 1
             with (self.logs / f"{service}-{self._starts}.log").open("wb") as log:
                 self.processes[service] = subprocess.Popen(
-                    [sys.executable, "-m", f"services.{service}"],
+                    [sys.executable, "-m", f"services.{service.partition('-')[0]}"],
                     cwd=REPOSITORY,
-                    env=self.environment,
+                    env=self._environment_of(service),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -111,6 +129,14 @@ class Stack:
         process = self.processes.pop(service)
         process.kill()
         process.wait()
+
+    def pause(self, service: str) -> None:
+        """SIGSTOP: its connections stand, and nothing comes."""
+        self.processes[service].send_signal(signal.SIGSTOP)
+
+    def go_on(self, service: str) -> None:
+        """SIGCONT."""
+        self.processes[service].send_signal(signal.SIGCONT)
 
     def stop(self, service: str, seconds: float = 30.0) -> int:
         """SIGTERM, and its exit code."""
@@ -124,9 +150,9 @@ class Stack:
         with contextlib.closing(socket.socket()) as probe:
             return probe.connect_ex(("127.0.0.1", port)) == 0
 
-    def status(self, path: str) -> int:
-        """The HTTP status of a GET on the edge; 0: nobody answers."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=5)
+    def status(self, path: str, port: int = 0) -> int:
+        """The HTTP status of a GET on the edge, or on this port; 0: nobody answers."""
+        connection = http.client.HTTPConnection("127.0.0.1", port or self.http_port, timeout=5)
         try:
             connection.request("GET", path)
             return connection.getresponse().status
@@ -135,10 +161,15 @@ class Stack:
         finally:
             connection.close()
 
+    def is_ready(self, name: str) -> bool:
+        """Whether an auth or a proxy says so of itself."""
+        return self.status("/readyz", self.probe_ports.get(name) or self.ports[name]) == 200
+
     def wait_until_ready(self, seconds: float = 30.0) -> None:
-        """Waits until the edge says that it takes calls. Raises with the logs when a service has died or time is up."""
+        """Waits until every edge says that it takes calls. Raises with the logs when a service has died or time is up."""
         deadline = time.monotonic() + seconds
-        while self.status("/readyz") != 200:
+        edges = [name for name in self.processes if name.startswith("proxy")] or ["proxy"]
+        while not all(self.is_ready(name) for name in edges):
             dead = [name for name, process in self.processes.items() if process.poll() is not None]
             assert not dead, f"{dead} died\n{self.log_tails()}"
             assert time.monotonic() < deadline, f"not ready in {seconds} s\n{self.log_tails()}"
@@ -150,17 +181,14 @@ class Stack:
         return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-length:]}" for path in latest)
 
     def insert_token(self, token: str, **columns: object) -> None:
-        """Writes a client token into the database by hand, as a person with sqlite3 does."""
+        """Writes a client token into the database by hand, as a person with sqlite3 or psql does."""
         row = {"name": token, "token": token, **columns}
         names, marks = ", ".join(row), ", ".join("?" for _ in row)
-        with contextlib.closing(sqlite3.connect(self.database, timeout=10)) as database, database:
-            database.execute(f"INSERT INTO client_tokens ({names}) VALUES ({marks})", list(row.values()))
+        change(self.database, f"INSERT INTO client_tokens ({names}) VALUES ({marks})", *row.values())
 
     def query(self, sql: str, *parameters: object) -> list[dict[str, object]]:
         """Reads the database as it is on disk."""
-        with contextlib.closing(sqlite3.connect(self.database, timeout=10)) as database:
-            database.row_factory = sqlite3.Row
-            return [dict(row) for row in database.execute(sql, parameters)]
+        return select(self.database, sql, *parameters)
 
     def close(self) -> None:
         for service in list(self.processes):

@@ -1,0 +1,102 @@
+"""A load balancer for TCP, as small as they come: it asks each edge whether it is ready, and spreads connections over those."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from types import TracebackType
+
+
+class Balancer:
+    """Listens on loopback and passes each connection to one of `ports`.
+
+    It looks at `/readyz` every `interval` seconds and gives new connections to those that said 200, in turn; a connection that
+    is refused goes to the next one. Open connections stay where they are. `connections` counts them by port.
+    """
+
+    def __init__(self, ports: Sequence[int], *, interval: float = 0.25) -> None:
+        self.ports = list(ports)
+        self.interval = interval
+        self.ready: set[int] = set()
+        self.connections = dict.fromkeys(ports, 0)
+        self.port = 0
+        self._turn = 0
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    async def __aenter__(self) -> Balancer:
+        self.ready = {port for port in self.ports if await self._is_ready(port)}
+        for port in self.ports:
+            self._run(self._look(port))
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0, backlog=1024)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _run(self, work) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _look(self, port: int) -> None:
+        while True:
+            await asyncio.sleep(self.interval)
+            (self.ready.add if await self._is_ready(port) else self.ready.discard)(port)
+
+    async def _is_ready(self, port: int) -> bool:
+        try:
+            async with asyncio.timeout(1):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                line = await reader.readline()
+                writer.transport.abort()
+        except (OSError, TimeoutError):
+            return False
+        return b" 200 " in line
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._run(self._join(reader, writer))
+
+    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far: asyncio.StreamWriter | None = None
+        try:
+            far_reader, far = await self._dial()
+            async with asyncio.TaskGroup() as both:
+                both.create_task(_pump(reader, far))
+                both.create_task(_pump(far_reader, writer))
+        except* OSError:
+            pass  # one end is gone, and the other is told below
+        finally:
+            for end in (writer, far):
+                if end is not None:
+                    with contextlib.suppress(OSError):
+                        end.close()
+
+    async def _dial(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        self._turn += 1
+        order = self.ports[self._turn % len(self.ports) :] + self.ports[: self._turn % len(self.ports)]
+        for port in sorted(order, key=lambda one: one not in self.ready):
+            with contextlib.suppress(OSError):
+                both = await asyncio.open_connection("127.0.0.1", port)
+                self.connections[port] += 1
+                return both
+        raise ConnectionRefusedError("no edge takes connections")
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while piece := await reader.read(65536):
+        writer.write(piece)
+        await writer.drain()
+    with contextlib.suppress(OSError):
+        writer.write_eof()
