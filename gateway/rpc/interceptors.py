@@ -29,6 +29,12 @@ _log = logs.get_logger(__name__)
 _OK: Final = grpc.StatusCode.OK
 
 Behavior = Callable[[Any, grpc.ServicerContext], Any]
+Observe = Callable[[str, str, float], None]
+"""Told of each RPC that has ended: its full name, its code, the seconds that it took."""
+
+
+def nobody(_method: str, _code: str, _seconds: float) -> None:
+    """For a server whose RPCs nobody counts."""
 
 
 class Streams:
@@ -56,30 +62,35 @@ class Streams:
             context.cancel()
 
 
-def wrap(method: str, handler: Any, rule: Rule, guard: Guard, streams: Streams) -> grpc.RpcMethodHandler[Any, Any]:
+def wrap(
+    method: str, handler: Any, rule: Rule, guard: Guard, streams: Streams, observe: Observe = nobody
+) -> grpc.RpcMethodHandler[Any, Any]:
     """The handler of a method with everything around it. Keeps how it reads and writes messages, and whether it streams."""
     if handler.request_streaming and handler.response_streaming:
         held = _held(handler.stream_stream, streams)
         return grpc.stream_stream_rpc_method_handler(
-            _streaming(method, held, rule, guard), handler.request_deserializer, handler.response_serializer
+            _streaming(method, held, rule, guard, observe), handler.request_deserializer, handler.response_serializer
         )
     if handler.request_streaming:
         return grpc.stream_unary_rpc_method_handler(
-            _single(method, handler.stream_unary, rule, guard), handler.request_deserializer, handler.response_serializer
+            _single(method, handler.stream_unary, rule, guard, observe),
+            handler.request_deserializer,
+            handler.response_serializer,
         )
     if handler.response_streaming:
         behavior = handler.unary_stream
         if getattr(behavior, "experimental_non_blocking", False):
-            wrapped: Any = _without_thread(method, behavior, rule, guard, streams)
+            wrapped: Any = _without_thread(method, behavior, rule, guard, streams, observe)
         else:
-            wrapped = _streaming(method, _cut_on_stop(behavior, streams) if rule.cut_on_stop else behavior, rule, guard)
+            behavior = _cut_on_stop(behavior, streams) if rule.cut_on_stop else behavior
+            wrapped = _streaming(method, behavior, rule, guard, observe)
         return grpc.unary_stream_rpc_method_handler(wrapped, handler.request_deserializer, handler.response_serializer)
     return grpc.unary_unary_rpc_method_handler(
-        _single(method, handler.unary_unary, rule, guard), handler.request_deserializer, handler.response_serializer
+        _single(method, handler.unary_unary, rule, guard, observe), handler.request_deserializer, handler.response_serializer
     )
 
 
-def _single(method: str, behavior: Behavior, rule: Rule, guard: Guard) -> Behavior:
+def _single(method: str, behavior: Behavior, rule: Rule, guard: Guard, observe: Observe) -> Behavior:
     def call(request: Any, context: grpc.ServicerContext) -> Any:
         started = time.perf_counter()
         _bind_request_id(context)
@@ -87,7 +98,8 @@ def _single(method: str, behavior: Behavior, rule: Rule, guard: Guard) -> Behavi
             guard.enter(method, rule, context)
             response = behavior(request, context)
         except Exception as error:  # the border: whatever it is becomes a status
-            _fail(method, context, error, started)
+            _fail(method, context, error, started, observe)
+        observe(method, "OK", time.perf_counter() - started)
         if logs.debugging():
             _log.debug("rpc", method=method, code="OK", duration_ms=_milliseconds(started))
         return response
@@ -95,7 +107,7 @@ def _single(method: str, behavior: Behavior, rule: Rule, guard: Guard) -> Behavi
     return call
 
 
-def _streaming(method: str, behavior: Behavior, rule: Rule, guard: Guard) -> Behavior:
+def _streaming(method: str, behavior: Behavior, rule: Rule, guard: Guard, observe: Observe) -> Behavior:
     def call(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         started = time.perf_counter()
         _bind_request_id(context)
@@ -103,14 +115,15 @@ def _streaming(method: str, behavior: Behavior, rule: Rule, guard: Guard) -> Beh
             guard.enter(method, rule, context)
             yield from behavior(request, context)
         except Exception as error:  # the border: whatever it is becomes a status
-            _fail(method, context, error, started)
+            _fail(method, context, error, started, observe)
+        observe(method, "OK", time.perf_counter() - started)
         if logs.debugging():
             _log.debug("rpc", method=method, code="OK", duration_ms=_milliseconds(started))
 
     return call
 
 
-def _without_thread(method: str, behavior: Any, rule: Rule, guard: Guard, streams: Streams) -> Any:
+def _without_thread(method: str, behavior: Any, rule: Rule, guard: Guard, streams: Streams, observe: Observe) -> Any:
     """For a stream whose servicer pushes its messages, such as health's Watch: it keeps no thread while it waits."""
 
     def call(request: Any, context: grpc.ServicerContext, send: Callable[[Any], None]) -> None:
@@ -120,7 +133,7 @@ def _without_thread(method: str, behavior: Any, rule: Rule, guard: Guard, stream
             streams.add(context)
             behavior(request, context, send)
         except Exception as error:  # the border: whatever it is becomes a status
-            _fail(method, context, error, started)
+            _fail(method, context, error, started, observe)
 
     call.experimental_non_blocking = True  # type: ignore[attr-defined] # how grpc marks such a function
     return call
@@ -162,9 +175,11 @@ def _request_id(context: grpc.ServicerContext) -> str:
     return uuid7()
 
 
-def _fail(method: str, context: grpc.ServicerContext, error: Exception, started: float) -> None:
+def _fail(method: str, context: grpc.ServicerContext, error: Exception, started: float, observe: Observe) -> None:
     """Ends a call with the status of an error. Always raises."""
-    if isinstance(error, grpc.RpcError) or context.code() not in {None, _OK}:  # type: ignore[attr-defined] # the stubs leave it out
+    ended: grpc.StatusCode | None = context.code()  # type: ignore[attr-defined] # the stubs leave it out
+    if isinstance(error, grpc.RpcError) or ended not in {None, _OK}:
+        observe(method, (ended or grpc.StatusCode.CANCELLED).name, time.perf_counter() - started)
         raise error  # the caller went away, or the servicer ended the call itself
     caller = caller_of(context).name
     duration = _milliseconds(started)
@@ -186,6 +201,7 @@ def _fail(method: str, context: grpc.ServicerContext, error: Exception, started:
             "rpc", method=method, code="INTERNAL", request_id=request_id, caller=caller, duration_ms=duration, exc_info=error
         )
     code, details, trailers = to_status(told)
+    observe(method, code.name, time.perf_counter() - started)
     context.set_trailing_metadata(trailers)
     context.abort(code, details)
 

@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection
 from gateway.rpc.access import AccessError, AccessTable, CheckSession, Guard, Rule, check_rows, methods_of
 from gateway.rpc.channel import KEEPALIVE_TIMEOUT_MS, MAX_MESSAGE_BYTES
 from gateway.rpc.identity import Identity
-from gateway.rpc.interceptors import Streams, wrap
+from gateway.rpc.interceptors import Observe, Streams, nobody, wrap
 from gateway.rpc.renewal import Renewal
 
 OPTIONS: Final[tuple[tuple[str, int], ...]] = (
@@ -48,11 +48,14 @@ class Server(grpc.Server):
     health: what gRPC's health service answers, and `serving`, for the internal HTTP port.
     """
 
-    def __init__(self, server: grpc.Server, access: AccessTable, guard: Guard, services: Sequence[str]) -> None:
+    def __init__(
+        self, server: grpc.Server, access: AccessTable, guard: Guard, services: Sequence[str], observe: Observe = nobody
+    ) -> None:
         self._server = server
         self._access: Mapping[str, Rule] = access
         self._guard = guard
         self._services = tuple(services)
+        self._observe = observe
         self._streams = Streams()
         self._health = health.HealthServicer(experimental_non_blocking=True)
         self._serving = threading.Event()
@@ -86,7 +89,7 @@ class Server(grpc.Server):
             rule = _INFRASTRUCTURE.get(method) or self._access.get(method)
             if rule is None:
                 raise AccessError(f"the table of rights has no row for {method}")
-            wrapped[name] = wrap(method, handler, rule, self._guard, self._streams)
+            wrapped[name] = wrap(method, handler, rule, self._guard, self._streams, self._observe)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service_name, wrapped),))
         self._server.add_registered_method_handlers(service_name, wrapped)
 
@@ -127,12 +130,13 @@ def build_server(
     *,
     threads: int = 16,
     check_session: CheckSession | None = None,
+    observe: Observe = nobody,
 ) -> Server:
     """A server for the given services, to which their servicers are still to be added.
 
     identity: whose certificate it shows; `bind` takes it. services: full names, such as `gateway.auth.v1.AuthService`.
     access: a row for each of their methods. threads: how many calls run at once; 64 times as many may wait, any more get
-    RESOURCE_EXHAUSTED. check_session: reads sessions, for tables whose rules name roles.
+    RESOURCE_EXHAUSTED. check_session: reads sessions, for tables whose rules name roles. observe: told of each RPC that ended.
     Raises AccessError when table and services do not match.
     """
     check_rows(services, access)
@@ -143,7 +147,7 @@ def build_server(
         options=OPTIONS,
         maximum_concurrent_rpcs=threads * 65,
     )
-    return Server(server, access, Guard(check_session), services)
+    return Server(server, access, Guard(check_session), services, observe)
 
 
 def bind(server: Server, listen: str, identity: Identity, *, renewal: Renewal | None = None) -> int:

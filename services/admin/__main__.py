@@ -10,6 +10,7 @@ from gateway.clock import SystemClock
 from gateway.errors import GatewayError
 from gateway.process import logs, token_key
 from gateway.process.lifecycle import serve_until_signal
+from gateway.process.metrics import DatabaseMetrics, service_registry
 from gateway.process.probes import start_probes
 from gateway.process.settings import SettingsError, load_settings
 from gateway.process.stderr import cannot_start, catch_stray
@@ -19,6 +20,7 @@ from gateway.rpc.server import BindError, bind
 from gateway.storage import waiting
 from gateway.storage.installation import claim_token_key
 from services.admin.app import make_server
+from services.admin.metrics import AdminMetrics, SessionCount
 
 _BUSY_TIMEOUT = 1.5  # seconds; auth's writer comes first, and people wait longer than calls do
 
@@ -38,10 +40,18 @@ def main() -> None:
         with closing(waiting.for_database(settings.database_url, busy_timeout=_BUSY_TIMEOUT)) as db:
             db.set_cache(_CACHE_KIB)
             claim_token_key(db, key)
-            server = make_server(db=db, identity=identity, token_key=key, clock=SystemClock())
+            clock, registry = SystemClock(), service_registry("admin", certificate_ends=lambda: renewal.expires_at)
+            metrics, database = AdminMetrics(registry), DatabaseMetrics(registry)
+            sessions = SessionCount(db, metrics, clock=clock)
+            server = make_server(db=db, identity=identity, token_key=key, clock=clock, registry=registry, metrics=metrics)
+
+            def ready() -> bool:
+                sessions.look()
+                return database.watched(db.is_reachable)
+
             bind(server, settings.admin_listen, identity, renewal=renewal)
-            with start_probes(settings.admin_metrics_address, lambda: server.serving):
-                serve_until_signal(server, lame_duck=settings.lame_duck, drain=settings.drain, ready=db.is_reachable)
+            with start_probes(settings.admin_metrics_address, lambda: server.serving, registry=registry):
+                serve_until_signal(server, lame_duck=settings.lame_duck, drain=settings.drain, ready=ready)
     except (SettingsError, IdentityError, BindError, GatewayError, OSError) as error:
         sys.exit(cannot_start("admin", error))
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from prometheus_client import CollectorRegistry
+
 from gateway.clock import Clock
+from gateway.process.metrics import RpcMetrics
 from gateway.rpc.identity import Identity
 from gateway.rpc.server import Server, build_server
 from gateway.storage.administrators import AdministratorStore
@@ -14,6 +17,7 @@ from gateway.storage.tokens import TokenStore
 from gateway.stubs.admin.v1 import audit_pb2_grpc, requests_pb2_grpc, sessions_pb2_grpc, tokens_pb2_grpc
 from services.admin.access import ACCESS, SERVICES
 from services.admin.audit import AuditServicer
+from services.admin.metrics import AdminMetrics
 from services.admin.requests import MAX_TAILS, RequestLogServicer
 from services.admin.sessions import SessionServicer
 from services.admin.tokens import TokenServicer
@@ -21,10 +25,19 @@ from services.admin.tokens import TokenServicer
 _OTHER_CALLS = 16
 
 
-def make_server(*, db: Database, identity: Identity, token_key: bytes, clock: Clock) -> Server:
+def make_server(
+    *,
+    db: Database,
+    identity: Identity,
+    token_key: bytes,
+    clock: Clock,
+    registry: CollectorRegistry,
+    metrics: AdminMetrics,
+) -> Server:
     """The server, not yet bound and not yet started.
 
-    db: with the schema of this release. token_key: the installation's, 32 bytes.
+    db: with the schema of this release. token_key: the installation's, 32 bytes. registry: where the RPCs are counted.
+    metrics: where logins are.
     """
     sessions = SessionStore(db, clock=clock)
     server = build_server(
@@ -33,9 +46,10 @@ def make_server(*, db: Database, identity: Identity, token_key: bytes, clock: Cl
         ACCESS,
         threads=MAX_TAILS + _OTHER_CALLS,  # so that those who follow the log leave room for everyone else
         check_session=lambda secret, _: sessions.check(secret),
+        observe=RpcMetrics(registry, ACCESS).handled,
     )
     sessions_pb2_grpc.add_SessionServiceServicer_to_server(
-        SessionServicer(administrators=AdministratorStore(db, clock=clock), sessions=sessions), server
+        SessionServicer(administrators=AdministratorStore(db, clock=clock), sessions=sessions, metrics=metrics), server
     )
     tokens_pb2_grpc.add_TokenServiceServicer_to_server(
         TokenServicer(tokens=TokenStore(db, token_key=token_key, clock=clock), clock=clock), server

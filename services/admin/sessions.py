@@ -5,12 +5,14 @@ from __future__ import annotations
 import grpc
 
 from gateway.clock import to_text
+from gateway.errors import GatewayError
 from gateway.pages import decode_page_token, page_limit
 from gateway.storage.administrators import AdministratorStore
 from gateway.storage.sessions import SessionStore
 from gateway.stubs.admin.v1 import sessions_pb2, sessions_pb2_grpc
 from services.admin.callers import actor, client_ip, own_session, user_agent
 from services.admin.listing import fill_page
+from services.admin.metrics import AdminMetrics
 from services.admin.wire import kind_from_proto, session_to_proto
 
 _LIST = "sessions"
@@ -19,15 +21,21 @@ _LIST = "sessions"
 class SessionServicer(sessions_pb2_grpc.SessionServiceServicer):
     """Opens and ends sessions, and changes passwords."""
 
-    def __init__(self, *, administrators: AdministratorStore, sessions: SessionStore) -> None:
+    def __init__(self, *, administrators: AdministratorStore, sessions: SessionStore, metrics: AdminMetrics) -> None:
+        self._metrics = metrics
         self._administrators = administrators
         self._sessions = sessions
 
     def Login(self, request: sessions_pb2.LoginRequest, context: grpc.ServicerContext) -> sessions_pb2.LoginResponse:
         """Opens a session for one who knows the password."""
         kind, address = kind_from_proto(request.kind), client_ip(context)
-        administrator = self._administrators.prove(request.username, request.password, client_ip=address)
-        secret, session = self._sessions.open(administrator, kind=kind, client_ip=address, user_agent=user_agent(context))
+        try:
+            administrator = self._administrators.prove(request.username, request.password, client_ip=address)
+            secret, session = self._sessions.open(administrator, kind=kind, client_ip=address, user_agent=user_agent(context))
+        except GatewayError as error:
+            self._metrics.login(error)
+            raise
+        self._metrics.login(None)
         return sessions_pb2.LoginResponse(session_token=secret, session=session_to_proto(session))
 
     def Logout(self, request: sessions_pb2.LogoutRequest, context: grpc.ServicerContext) -> sessions_pb2.LogoutResponse:

@@ -6,12 +6,11 @@ import os
 import sys
 from contextlib import closing
 
-from prometheus_client import REGISTRY
-
 from gateway.clock import SystemClock
 from gateway.errors import GatewayError
 from gateway.process import logs, token_key
 from gateway.process.lifecycle import serve_until_signal
+from gateway.process.metrics import DatabaseMetrics, service_registry
 from gateway.process.probes import start_probes
 from gateway.process.settings import SettingsError, load_settings
 from gateway.process.settings_rows import price_rows, provider_rows
@@ -25,6 +24,7 @@ from gateway.storage.installation import claim_token_key, load_configuration
 from gateway.storage.ledger import Ledger
 from services.auth.app import make_server
 from services.auth.denials import DenialLog
+from services.auth.metrics import AuthMetrics
 from services.auth.sweeper import Sweeper
 
 
@@ -39,17 +39,30 @@ def main() -> None:
         renewal = Renewal(directory, identity)
         key = token_key.read(settings.token_key_file)
         clock = SystemClock()
+        registry = service_registry("auth", certificate_ends=lambda: renewal.expires_at)
+        metrics, database = AuthMetrics(registry), DatabaseMetrics(registry)
         denials = DenialLog(clock)
         with (
             closing(waiting.for_database(settings.database_url)) as db,
             closing(_open_ledger(db, key, clock)) as ledger,
-            Sweeper(db=db, ledger=ledger, denials=denials, clock=clock, registry=REGISTRY),
+            Sweeper(db=db, ledger=ledger, denials=denials, clock=clock, metrics=metrics),
         ):
             load_configuration(db, price_rows(settings), provider_rows(settings), clock)
-            server = make_server(db=db, ledger=ledger, denials=denials, identity=identity, token_key=key, clock=clock)
+            server = make_server(
+                db=db,
+                ledger=ledger,
+                denials=denials,
+                identity=identity,
+                token_key=key,
+                clock=clock,
+                registry=registry,
+                metrics=metrics,
+            )
             bind(server, settings.auth_listen, identity, renewal=renewal)
-            with start_probes(settings.auth_metrics_address, lambda: server.serving):
-                serve_until_signal(server, lame_duck=settings.lame_duck, drain=settings.drain, ready=db.is_reachable)
+            with start_probes(settings.auth_metrics_address, lambda: server.serving, registry=registry):
+                serve_until_signal(
+                    server, lame_duck=settings.lame_duck, drain=settings.drain, ready=lambda: database.watched(db.is_reachable)
+                )
     except (SettingsError, IdentityError, BindError, GatewayError, OSError) as error:
         sys.exit(cannot_start("auth", error))
 

@@ -23,7 +23,7 @@ from gateway.stubs.auth.v1 import auth_pb2 as pb
 from gateway.stubs.auth.v1 import auth_pb2_grpc
 from gateway.usage import Report
 from services.auth import wire
-from services.auth.denials import DenialLog
+from services.auth.decisions import Decisions
 
 _MAX_VALIDATIONS: Final = 64
 _MAX_SETTLEMENTS: Final = 256
@@ -34,10 +34,10 @@ _MAX_NAMES: Final = 1_000
 class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
     """Answers the proxy and internal services. Holds nothing that another replica would need."""
 
-    def __init__(self, *, db: Database, ledger: Ledger, denials: DenialLog, token_key: bytes, clock: Clock) -> None:
+    def __init__(self, *, db: Database, ledger: Ledger, decisions: Decisions, token_key: bytes, clock: Clock) -> None:
         self._db = db
         self._ledger = ledger
-        self._denials = denials
+        self._decisions = decisions
         self._token_key = token_key
         self._clock = clock
         self._names = PriceBook(db, clock)
@@ -46,14 +46,13 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
     def ValidateToken(self, request: pb.ValidateTokenRequest, context: grpc.ServicerContext) -> pb.ValidateTokenResponse:
         """Decides one call. A denial is an answer, not an error."""
         admission = self._admission(request)
-        (answer,) = self._ledger.commit([], [admission], timeout=_time_left(context)).admissions
-        self._denials.note(admission, answer)
+        (answer,) = self._decisions.commit([], [admission], timeout=_time_left(context)).admissions
         return wire.validation_to_proto(answer, by_proxy=bool(request.proxy_id))
 
     def RecordUsage(self, request: pb.RecordUsageRequest, context: grpc.ServicerContext) -> pb.RecordUsageResponse:
         """Settles one call."""
         report = wire.report_from_proto(request, caller=principal().caller)
-        (answer,) = self._ledger.commit([report], [], timeout=_time_left(context)).settlements
+        (answer,) = self._decisions.commit([report], [], timeout=_time_left(context)).settlements
         return wire.settled_to_proto(answer)
 
     def BatchValidateTokens(
@@ -64,13 +63,11 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         _at_most("validations", len(request.validations), _MAX_VALIDATIONS)
         reports = _each(self._report, request.settlements)
         admissions = _each(self._admission, request.validations)
-        outcome = self._ledger.commit(
+        outcome = self._decisions.commit(
             [report for report in reports if isinstance(report, Report)],
             [admission for admission in admissions if isinstance(admission, Admission)],
             timeout=_time_left(context),
         )
-        for admission, answer in zip((a for a in admissions if isinstance(a, Admission)), outcome.admissions, strict=True):
-            self._denials.note(admission, answer)
         settled, decided = iter(outcome.settlements), iter(outcome.admissions)
         return pb.BatchValidateTokensResponse(
             settlements=[_settlement_result(r if isinstance(r, GatewayError) else next(settled)) for r in reports],
@@ -87,7 +84,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         _at_most("settlements", len(request.settlements), _MAX_SETTLEMENTS)
         reports = _each(self._report, request.settlements)
         good = [report for report in reports if isinstance(report, Report)]
-        settled = iter(self._ledger.commit(good, [], timeout=_time_left(context)).settlements)
+        settled = iter(self._decisions.commit(good, [], timeout=_time_left(context)).settlements)
         return pb.BatchRecordUsageResponse(
             settlements=[_settlement_result(r if isinstance(r, GatewayError) else next(settled)) for r in reports]
         )

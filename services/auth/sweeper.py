@@ -8,8 +8,6 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter
-
 from gateway.clock import Clock, to_text
 from gateway.errors import DatabaseUnavailable
 from gateway.leases import LeaseWatch
@@ -18,6 +16,7 @@ from gateway.storage.database import Database
 from gateway.storage.ledger import Ledger
 from gateway.storage.operations import forget_old
 from services.auth.denials import DenialLog
+from services.auth.metrics import AuthMetrics
 from services.auth.wire import PROXY_LEASE_SECONDS, SERVICE_LEASE_SECONDS
 
 INTERVAL: Final = 5.0  # seconds between two looks; proxies beat as often
@@ -31,22 +30,17 @@ _log = get_logger(__name__)
 class Sweeper:
     """A thread that looks every five seconds. Any number of auth processes may sweep one database."""
 
-    def __init__(self, *, db: Database, ledger: Ledger, denials: DenialLog, clock: Clock, registry: CollectorRegistry) -> None:
+    def __init__(self, *, db: Database, ledger: Ledger, denials: DenialLog, clock: Clock, metrics: AuthMetrics) -> None:
         self._db = db
         self._ledger = ledger
         self._denials = denials
         self._clock = clock
         self._proxies = LeaseWatch(patience=PROXY_LEASE_SECONDS, most_per_look=2 * INTERVAL)
         self._leases = LeaseWatch(patience=SERVICE_LEASE_SECONDS, most_per_look=2 * INTERVAL)
+        self._metrics = metrics
         self._looks = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="sweeper", daemon=True)
-        self._expired = Counter(
-            "gateway_calls_expired", "Open calls that nobody reported, charged at their hold for now.", registry=registry
-        )
-        self._events = Counter(
-            "gateway_ledger_events", "What an operator should look at, by kind.", ["event"], registry=registry
-        )
 
     def __enter__(self) -> Sweeper:
         self._thread.start()
@@ -59,13 +53,16 @@ class Sweeper:
 
     def look(self) -> None:
         """One look, as the thread takes it every five seconds."""
-        self._try(self._sweep)
-        self._try(lambda: self._denials.flush(self._ledger))
+        swept = self._try(self._sweep)
+        swept &= self._try(lambda: self._denials.flush(self._ledger))
+        swept &= self._try(lambda: self._metrics.look(self._db))
         for event, count in self._ledger.take_events().items():
-            self._events.labels(event).inc(count)
+            self._metrics.event(event, count)
             _log.warning("ledger event", kind=event, count=count)
         if self._looks % _FORGET_EVERY == 0:
-            self._try(self._forget)
+            swept &= self._try(self._forget)
+        if swept:
+            self._metrics.swept(self._clock.now().timestamp())
         self._looks += 1
 
     def _loop(self) -> None:
@@ -82,7 +79,7 @@ class Sweeper:
         if gone:
             expired += self._ledger.expire(request_ids=gone)
         if expired:
-            self._expired.inc(expired)
+            self._metrics.expired(expired)
             _log.warning("charged calls that nobody reported at their hold", calls=expired)
 
     def _forget(self) -> None:
@@ -90,10 +87,14 @@ class Sweeper:
         self._ledger.forget(tombstones_before=to_text(now - _KEEP_TOMBSTONES), proxies_before=to_text(now - _KEEP_PROXIES))
         forget_old(self._db, now)
 
-    def _try(self, work: Callable[[], None]) -> None:
+    def _try(self, work: Callable[[], None]) -> bool:
+        """Whether it could be done."""
         try:
             work()
         except DatabaseUnavailable as error:
             _log.info("the sweeper waits for the database", fault=error.message)
         except Exception:
             _log.exception("the sweeper failed and goes on")
+        else:
+            return True
+        return False

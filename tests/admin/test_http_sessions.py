@@ -7,11 +7,13 @@ import itertools
 import socket
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from gateway import tokens as secrets
 from gateway.rpc.server import bind
 from gateway.storage import models
 from services.admin.app import make_server
+from services.admin.metrics import AdminMetrics
 from services.proxy import admin_http
 from tests.admin.conftest import PASSWORD, TOKEN_KEY
 from tests.admin.door import open_door
@@ -262,7 +264,14 @@ async def test_an_admin_that_is_away_is_told_with_retry_after(identities, monkey
 
 async def test_a_login_waits_for_an_admin_that_is_starting(admin, db, clock, identities):
     port = free_port()
-    server = make_server(db=db, identity=identities["admin"], token_key=TOKEN_KEY, clock=clock)
+    server = make_server(
+        db=db,
+        identity=identities["admin"],
+        token_key=TOKEN_KEY,
+        clock=clock,
+        registry=CollectorRegistry(),
+        metrics=AdminMetrics(CollectorRegistry()),
+    )
     async with open_door(port, identities) as door:
         login = asyncio.create_task(door.login(PASSWORD))
         await asyncio.sleep(0.5)

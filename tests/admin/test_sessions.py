@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+from prometheus_client import CollectorRegistry
 
 from gateway.errors import InvalidArgument
 from gateway.rpc.channel import sync_channel
@@ -18,6 +19,7 @@ from gateway.storage.administrators import bootstrap
 from gateway.storage.database import connect
 from gateway.stubs.admin.v1 import audit_pb2, sessions_pb2, tokens_pb2
 from services.admin.app import make_server
+from services.admin.metrics import AdminMetrics
 from tests.admin.conftest import PASSWORD, TOKEN_KEY, Caller, bearer
 
 NEW_PASSWORD = "another-long-phrase"
@@ -234,7 +236,14 @@ def test_another_account_does_not_feel_the_guesses_at_one(call, proxy):
 def test_tries_are_counted_over_processes_and_over_all_doors(admin, call, db, identities, clock, tmp_path):
     """A second admin over the same database, asked by the operator's door; and a change of password counts as well."""
     second = connect(f"sqlite:///{tmp_path}/gateway.db", busy_timeout=2.0)
-    server = make_server(db=second, identity=identities["admin"], token_key=TOKEN_KEY, clock=clock)
+    server = make_server(
+        db=second,
+        identity=identities["admin"],
+        token_key=TOKEN_KEY,
+        clock=clock,
+        registry=CollectorRegistry(),
+        metrics=AdminMetrics(CollectorRegistry()),
+    )
     port = bind(server, "127.0.0.1:0", identities["admin"])
     server.start()
     with sync_channel(f"127.0.0.1:{port}", identities["operator"], "admin") as channel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import grpc
 import grpc_testing
 import pytest
+from prometheus_client import CollectorRegistry
 
 from gateway.errors import AlreadyExists, InvalidArgument, NotFound, PermissionDenied, TokenUnknown
 from gateway.ids import uuid7
@@ -12,6 +13,8 @@ from gateway.rpc.access import Principal, acting_as
 from gateway.rpc.identity import Caller
 from gateway.rpc.status import from_status
 from gateway.stubs.auth.v1 import auth_pb2 as pb
+from services.auth.decisions import Decisions
+from services.auth.metrics import AuthMetrics
 from services.auth.servicer import AuthServicer
 from tests.support.ledger import DOLLAR, KEY, MODEL, PROXY, SECRET, TOKEN_PRICE, add_token, request_row, token_row
 
@@ -176,7 +179,8 @@ def test_grpc_testing_drives_the_servicer_alone(auth):
     """The servicer needs nothing but its ledger: no server, no certificate, no network."""
     from gateway.stubs.auth.v1 import auth_pb2
 
-    servicer = AuthServicer(db=auth.db, ledger=auth.ledger, denials=auth.denials, token_key=KEY, clock=auth.clock)
+    decisions = Decisions(ledger=auth.ledger, denials=auth.denials, metrics=AuthMetrics(CollectorRegistry()))
+    servicer = AuthServicer(db=auth.db, ledger=auth.ledger, decisions=decisions, token_key=KEY, clock=auth.clock)
     service = auth_pb2.DESCRIPTOR.services_by_name["AuthService"]
     server = grpc_testing.server_from_dictionary({service: servicer}, grpc_testing.strict_real_time())
     asked = validation()
