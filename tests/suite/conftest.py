@@ -13,6 +13,7 @@ import pytest
 
 from tests.suite.audit import Prices
 from tests.suite.stack import ProviderProcess, Stack, configuration, price, wait_for
+from tests.support.postgres import shared_server
 
 RATES = Prices(input="1.00", output="2.00")
 CENT = Prices(per_request="0.01")
@@ -110,11 +111,30 @@ def fresh(tmp_path: Path, made: Path) -> Iterator[Installer]:
         next(generator, None)
 
 
-@pytest.fixture(params=["sqlite"])
-def replicated(request: pytest.FixtureRequest, fresh: Installer) -> Installer:
-    """Makes installations with two of auth and of proxy: `replicated("auth", "auth-2", "proxy")`."""
+@pytest.fixture(scope="session")
+def made_postgres(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The data directory as `gateway init` leaves it where the database is a PostgreSQL one, and the name of that database."""
+    directory, url = tmp_path_factory.mktemp("made-postgres"), shared_server().create()
+    settings = {"GATEWAY_ADMIN_PASSWORD": ADMIN_PASSWORD, "GATEWAY_DATABASE_URL": url}
+    with Stack(directory, toml("http://127.0.0.1:9/v1"), settings) as stack:
+        stack.gateway("init")
+    return directory / "data", url.rpartition("/")[2]
+
+
+@pytest.fixture
+def postgres(tmp_path: Path, made_postgres: tuple[Path, str]) -> Iterator[Installer]:
+    """Makes installations over PostgreSQL that a test may break."""
+    made, template = made_postgres
+    running: list[tuple[Iterator[Installation], str]] = []
 
     def make(*services: str, **options: Any) -> Installation:
-        return fresh(*services, replicas=2, **options)
+        url = shared_server().create(template)
+        options.setdefault("GATEWAY_DATABASE_URL", url)
+        generator = install(tmp_path / f"installation-{len(running)}", made, *services, **options)
+        running.append((generator, url))
+        return next(generator)
 
-    return make
+    yield make
+    for generator, url in running:
+        next(generator, None)
+        shared_server().drop(url)
