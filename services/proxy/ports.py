@@ -16,29 +16,29 @@ from services.proxy.tls import EdgeCertificate
 BACKLOG: Final = 1024
 ADMIN_CONNECTIONS: Final = 256
 """Connections of a port for administration alone: applications cannot use them up."""
-_GRACE: Final = 1.0
 
 
 class Ports:
     """The listeners.
 
-    Raises CertificateFault when the settings name a certificate that cannot be used.
+    grace: seconds that what still runs has when all connections are ended. Raises CertificateFault when the settings name a
+    certificate that cannot be used.
     """
 
-    def __init__(self, app: App, settings: Settings) -> None:
+    def __init__(self, app: App, settings: Settings, *, grace: float = 1.0) -> None:
         self._tls: EdgeCertificate | None = None
         if settings.tls_cert is not None and settings.tls_key is not None:
             self._tls = EdgeCertificate(settings.tls_cert, settings.tls_key)
         self._watching: asyncio.Task[None] | None = None
         most = _connections(settings.max_connections)
-        edge = web.ServerRunner(EdgeServer(app.handle, most=most, tls=self._tls), shutdown_timeout=_GRACE)
-        self._listeners = [(edge, settings.http_host, settings.http_port)]
+        self.edge = EdgeServer(app.handle, most=most, tls=self._tls)
+        """The connections of applications."""
+        runner = web.ServerRunner(self.edge, shutdown_timeout=grace)
+        self._listeners = [(runner, settings.http_host, settings.http_port)]
         if settings.admin_http not in {None, "off"}:
             host, _, port = str(settings.admin_http).rpartition(":")
-            apart = web.ServerRunner(
-                EdgeServer(app.handle_admin, most=min(most, ADMIN_CONNECTIONS), tls=self._tls), shutdown_timeout=_GRACE
-            )
-            self._listeners.append((apart, host, int(port)))
+            apart = EdgeServer(app.handle_admin, most=min(most, ADMIN_CONNECTIONS), tls=self._tls)
+            self._listeners.append((web.ServerRunner(apart, shutdown_timeout=grace), host, int(port)))
         self._sites: list[web.TCPSite] = []
 
     async def open(self) -> None:

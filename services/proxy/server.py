@@ -60,7 +60,7 @@ class EdgeServer(web.Server):
         if self._tls is None:
             return self._protocol()
         return Handshake(
-            self._tls.context,
+            self._tls,
             establish=self._protocol,
             full=lambda: self.open_connections > self.most,
             handshakes=self._handshakes,

@@ -24,6 +24,27 @@ _TELL_EVERY = 1.0
 _log = get_logger(__name__)
 
 
+class Failures:
+    """Handshakes that failed, told once a second: they cost a stranger nothing, and a line each would bury the rest."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+        self._untold = 0
+
+    def note(self, error: BaseException, peer: Any) -> None:
+        """Notes one. peer: the address and port that it came from; None: not known."""
+        if isinstance(error, asyncio.CancelledError):
+            return
+        now = time.monotonic()
+        if now < self._next:
+            self._untold += 1
+            return
+        self._next = now + _TELL_EVERY
+        more = {"others_before": self._untold} if self._untold else {}
+        self._untold = 0
+        _log.info("tls_handshake_failed", reason=_reason(error), client_ip=peer[0] if peer else "", **more)
+
+
 class EdgeCertificate:
     """The certificate of the HTTP ports, as it is in its files at the moment.
 
@@ -38,6 +59,7 @@ class EdgeCertificate:
         self._untold = False
         self._next_warning = 0.0
         self._current = load_certificate(cert, key)
+        self.failures = Failures()
         self._first = self._current.context
         # A handshake begins with the first certificate and goes on with the one of the moment. To load another one into the
         # same context would be no exchange: it would be half done when the new pair does not fit.
@@ -97,19 +119,18 @@ class EdgeCertificate:
 class Handshake(asyncio.Protocol):
     """A connection until its handshake has ended; then `establish` makes the protocol that takes its place.
 
-    context: of the handshake. full: whether there are too many connections. handshakes: those that are going on; this one is
-    among them until it has ended.
+    full: whether there are too many connections. handshakes: those that are going on, this one among them until it has ended.
     """
 
     def __init__(
         self,
-        context: ssl.SSLContext,
+        certificate: EdgeCertificate,
         *,
         establish: Callable[[], asyncio.Protocol],
         full: Callable[[], bool],
         handshakes: set[Handshake],
     ) -> None:
-        self._context = context
+        self._certificate = certificate
         self._establish = establish
         self._full = full
         self._handshakes = handshakes
@@ -147,14 +168,14 @@ class Handshake(asyncio.Protocol):
             secured = await loop.start_tls(
                 transport,
                 self,
-                self._context,
+                self._certificate.context,
                 server_side=True,
                 ssl_handshake_timeout=HANDSHAKE_TIME,
                 ssl_shutdown_timeout=SHUTDOWN_TIME,
             )
         except (OSError, asyncio.CancelledError) as error:
             transport.abort()
-            _failures.note(error, transport.get_extra_info("peername"))
+            self._certificate.failures.note(error, transport.get_extra_info("peername"))
             return
         finally:
             self._handshakes.discard(self)
@@ -165,29 +186,6 @@ class Handshake(asyncio.Protocol):
         protocol.connection_made(secured)
         if self._early:
             protocol.data_received(b"".join(self._early))
-
-
-class _Failures:
-    """Handshakes that failed, told once a second: they cost a stranger nothing, and a line each would bury the rest."""
-
-    def __init__(self) -> None:
-        self._next = 0.0
-        self._untold = 0
-
-    def note(self, error: BaseException, peer: Any) -> None:
-        if isinstance(error, asyncio.CancelledError):
-            return
-        now = time.monotonic()
-        if now < self._next:
-            self._untold += 1
-            return
-        self._next = now + _TELL_EVERY
-        more = {"others_before": self._untold} if self._untold else {}
-        self._untold = 0
-        _log.info("tls_handshake_failed", reason=_reason(error), client_ip=peer[0] if peer else "", **more)
-
-
-_failures = _Failures()
 
 
 def _reason(error: BaseException) -> str:

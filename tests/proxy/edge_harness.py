@@ -29,6 +29,7 @@ from gateway.process.settings_tables import ModelSettings, ProviderSettings
 from gateway.stubs.auth.v1 import auth_pb2 as pb
 from services.proxy.app import App, make_app
 from services.proxy.metrics import EdgeMetrics
+from services.proxy.ports import Ports
 from services.proxy.providers.registry import build_registry
 from services.proxy.relay import Relay
 from services.proxy.server import EdgeServer
@@ -145,7 +146,7 @@ class NoAdmin:
     """Stands where the admin routes are."""
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        return web.json_response({"admin": request.raw_path})
+        return web.json_response({"admin": request.raw_path, "scheme": request.scheme, "address": request.remote})
 
 
 @dataclass
@@ -160,6 +161,7 @@ class Edge:
     url: str
     port: int
     session: aiohttp.ClientSession
+    admin_port: int | None = None
     extra: dict[str, object] = field(default_factory=dict)
 
     def headers(self, **more: str) -> dict[str, str]:
@@ -255,7 +257,7 @@ async def running_edge(
                     models=["mock*", "gpt-*"],
                 )
             ]
-        built = Settings(**{"data_dir": str(tmp_path), **settings})  # type: ignore[arg-type]
+        built = Settings(**{"data_dir": str(tmp_path), "http_port": 0, "max_connections": connections, **settings})  # type: ignore[arg-type]
         clock = asyncio.get_running_loop().time
         auth, outbox = FakeAuth(), FakeOutbox()
         connect, first_byte, idle = upstream_timeouts
@@ -272,16 +274,14 @@ async def running_edge(
             relay=relay,
             metrics=EdgeMetrics(CollectorRegistry()),
         )
-        server = EdgeServer(app.handle, most=connections)
-        runner = web.ServerRunner(server, shutdown_timeout=0.2)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        url = f"http://127.0.0.1:{site.port}"
+        ports = Ports(app, built, grace=0.2)
+        await ports.open()
+        url = f"{'https' if built.tls_cert else 'http'}://127.0.0.1:{ports.port}"
         async with aiohttp.ClientSession(auto_decompress=False) as session:
             try:
-                yield Edge(app, server, auth, outbox, provider, url, site.port, session)
+                yield Edge(app, ports.edge, auth, outbox, provider, url, ports.port, session, admin_port=ports.admin_port)
             finally:
                 await relay.close(1.0)
-                await runner.cleanup()
+                await ports.close()
+                await ports.end()
                 await upstream.close()
