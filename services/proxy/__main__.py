@@ -10,22 +10,21 @@ import sys
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry
-
 from gateway.errors import GatewayError
 from gateway.ids import uuid7
 from gateway.process import logs
 from gateway.process.lifecycle import install_signals, stop_when_told
+from gateway.process.metrics import service_registry
 from gateway.process.probes import start_probes
 from gateway.process.settings import Settings, SettingsError, load_settings
 from gateway.process.stderr import cannot_start, catch_stray
 from gateway.process.tls import CertificateFault
 from gateway.rpc.channel import aio_channel
-from gateway.rpc.identity import Identity, IdentityError
+from gateway.rpc.identity import Identity, IdentityError, expires_at
 from services.proxy.admin_http import AdminRoutes
 from services.proxy.app import make_app
 from services.proxy.auth_client import AuthClient
-from services.proxy.metrics import EdgeMetrics
+from services.proxy.metrics import BatchMetrics, EdgeMetrics
 from services.proxy.outbox import Outbox
 from services.proxy.ports import Ports
 from services.proxy.providers.keys import KeyMissing
@@ -59,12 +58,14 @@ async def serve(settings: Settings, identity: Identity, environ: Mapping[str, st
     """Serves until a signal. Waits for nobody: an auth or admin that is away is told of call by call."""
     loop = asyncio.get_running_loop()
     signals = install_signals(loop)
-    proxy_id, metrics = uuid7(), CollectorRegistry()
+    proxy_id, metrics = uuid7(), service_registry("proxy", certificate_ends=lambda: expires_at(identity))
     registry = build_registry(settings.providers, settings.models, environ=environ, clock=loop.time)
     outbox = Outbox.open(settings.outbox_dir, proxy_id=proxy_id, registry=metrics)
     replicas = Replicas(settings.auth_address, lambda address: aio_channel(address, identity, "auth"))
     admin_channel = aio_channel(settings.admin_address, identity, "admin")
-    auth = AuthClient(replicas=replicas, outbox=outbox, proxy_id=proxy_id, host=socket.gethostname())
+    auth = AuthClient(
+        replicas=replicas, outbox=outbox, proxy_id=proxy_id, host=socket.gethostname(), metrics=BatchMetrics(metrics)
+    )
     upstream = HttpUpstream(
         connect=settings.upstream_connect_timeout,
         first_byte=settings.upstream_first_byte_timeout,
@@ -81,7 +82,7 @@ async def serve(settings: Settings, identity: Identity, environ: Mapping[str, st
         upstream=upstream,
         admin=AdminRoutes(channel=admin_channel),
         relay=relay,
-        metrics=EdgeMetrics(metrics),
+        metrics=EdgeMetrics(metrics, [provider.name for provider in settings.providers]),
     )
     ports = Ports(app, settings)
     await upstream.start()

@@ -118,9 +118,12 @@ class AdminRoutes:
             "/admin/sessions/*": {"DELETE": self._revoke_session},
         }
 
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """The answer to a request. Never raises for what a caller does."""
-        request_id = uuid7()
+    async def handle(self, request: web.BaseRequest, request_id: str | None = None) -> web.StreamResponse:
+        """The answer to a request. Never raises for what a caller does.
+
+        request_id: as the edge logs the request; None: a new one.
+        """
+        request_id = request_id or uuid7()
         try:
             response = await self._answer(request, request_id)
         except GatewayError as error:

@@ -37,8 +37,8 @@ _log = get_logger(__name__)
 class Admin(Protocol):
     """Answers everything under `/admin` and `/auth`."""
 
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """The answer."""
+    async def handle(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
+        """The answer. request_id: as the log has it."""
         ...
 
 
@@ -106,6 +106,11 @@ class App:
         """Notes that the proxy is about to stop."""
         self.closing = True
 
+    @property
+    def open_requests(self) -> int:
+        """How many requests are open."""
+        return self._open
+
     async def idle(self) -> None:
         """Returns when no request is open."""
         await self._nothing_open.wait()
@@ -144,7 +149,7 @@ class App:
             if not self._open:
                 self._nothing_open.set()
             now = clock()
-            self._metrics.request(status, now - exchange.arrived)
+            self._metrics.request(exchange, request.raw_path.partition("?")[0], status, reason, now - exchange.arrived)
             _log.info("request", **exchange.log_fields(status, reason, now))
 
     async def _answer(self, exchange: Exchange, table: routes.Table) -> tuple[web.StreamResponse, str]:
@@ -176,7 +181,7 @@ class App:
         request = exchange.request
         if exchange.scheme:
             request = request.clone(scheme=exchange.scheme, remote=exchange.address)
-        return await self._admin.handle(request)
+        return await self._admin.handle(request, exchange.request_id)
 
     async def _health(self, _: Exchange) -> web.StreamResponse:
         return json_answer({"status": "ok"})
@@ -221,6 +226,7 @@ def make_app(
 ) -> App:
     """The edge of these parts."""
     gate = Gate(auth=auth, strangers=Strangers())
+    pool = Pool(settings.body_pool)
     chat = Chat(
         gate=gate,
         outbox=outbox,
@@ -228,9 +234,9 @@ def make_app(
         attempts=Attempts(upstream=upstream),
         relay=relay,
         body_limit=settings.body_limit,
-        pool=Pool(settings.body_pool),
+        pool=pool,
     )
-    return App(
+    app = App(
         auth=auth,
         outbox=outbox,
         chat=chat,
@@ -243,3 +249,11 @@ def make_app(
         proxies=TrustedProxies(settings.trusted_proxies) if settings.trusted_proxies else None,
         cross_origin=cors.Cors(settings.cors_origins) if settings.cors_origins else None,
     )
+    metrics.watch(
+        in_flight=lambda: app.open_requests,
+        waiting=lambda: auth.waiting,
+        auth_up=lambda: auth.ready,
+        bodies=lambda: settings.body_pool - pool.free,
+        bodies_most=settings.body_pool,
+    )
+    return app

@@ -31,6 +31,7 @@ from gateway.process.logs import get_logger
 from gateway.rpc.refusals import grant_of, refusal_of
 from gateway.rpc.status import from_reason, from_status
 from gateway.stubs.auth.v1 import auth_pb2 as pb
+from services.proxy.metrics import BatchMetrics
 from services.proxy.outbox import SETTLEMENTS_PER_BATCH, Outbox, token_key
 from services.proxy.replicas import PROBE_INTERVAL, Replica, Replicas
 
@@ -78,10 +79,11 @@ class AuthClient:
     """Asks auth, whichever server of it answers, on behalf of every call of this process.
 
     replicas: the servers. outbox: gives the settlements that travel along, and takes the withdrawals.
-    proxy_id: this life of this process. host: where it runs, for people.
+    proxy_id: this life of this process. host: where it runs, for people. metrics: of the batches.
     """
 
-    def __init__(self, *, replicas: Replicas, outbox: Outbox, proxy_id: str, host: str) -> None:
+    def __init__(self, *, replicas: Replicas, outbox: Outbox, proxy_id: str, host: str, metrics: BatchMetrics) -> None:
+        self._metrics = metrics
         self._replicas = replicas
         self._outbox = outbox
         self._beat = pb.BeatRequest(proxy_id=proxy_id, host=host[:200])
@@ -112,6 +114,11 @@ class AuthClient:
     def ready(self) -> bool:
         """Whether auth answers: of one server the connection stands, and the last RPC came back."""
         return self._replicas.ready
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for their decision."""
+        return self._waiting
 
     async def validate(self, request: pb.ValidateTokenRequest, *, arrived: float) -> pb.Grant:
         """Decides one call; without a request id it only looks.
@@ -243,11 +250,13 @@ class AuthClient:
         request = pb.BatchValidateTokensRequest(settlements=settlements, validations=[waiting.request for waiting in batch])
         for waiting in batch:
             waiting.in_flight = True
+        started = asyncio.get_running_loop().time()
         try:
             response = await self._validations(request, replica, max(0.0, min(RPC_TIMEOUT, left)), batch)
             _check_number(len(batch), len(response.validations))
             _check_number(len(settlements), len(response.settlements))
         except BaseException as fault:
+            self._metrics.failed()
             self._outbox.failed(settlements)
             error = from_status(fault) if isinstance(fault, grpc.aio.AioRpcError) else fault
             for waiting in batch:
@@ -258,6 +267,7 @@ class AuthClient:
             if error is fault:
                 raise
             raise error from fault
+        self._metrics.decided(len(batch), asyncio.get_running_loop().time() - started)
         self._outbox.acknowledged(settlements, response.settlements)
         for waiting in batch:
             waiting.in_flight = False

@@ -15,6 +15,11 @@ class Auth(Protocol):
         """Whether it answered within the last 5 s."""
         ...
 
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for their decision."""
+        ...
+
     async def validate(self, request: pb.ValidateTokenRequest, *, arrived: float) -> pb.Grant:
         """Decides a call. arrived: the loop's time at which the request came. Raises Refusal, AuthUnavailable, Overloaded."""
         ...

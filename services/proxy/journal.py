@@ -92,6 +92,11 @@ class Journal:
         self._thread.shutdown(wait=False)
 
     @property
+    def files(self) -> int:
+        """How many files there are."""
+        return len(self._segments)
+
+    @property
     def size(self) -> int:
         """The length of all files in bytes."""
         return sum(segment.size for segment in self._segments)

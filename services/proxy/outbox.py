@@ -53,6 +53,7 @@ class _Call:
     body: that of the record that says where it stands, `length` bytes long; None: it is read at `place`.
     flights: how many requests are on their way that carry its settlement.
     output, elapsed_ms: output tokens and duration at its last progress.
+    since: when its settlement came, in monotonic seconds.
     """
 
     request_id: str
@@ -64,6 +65,7 @@ class _Call:
     flights: int = 0
     output: int = 0
     elapsed_ms: int = field(default=-1)
+    since: float = 0.0
 
 
 class Outbox:
@@ -89,6 +91,8 @@ class Outbox:
         self._metrics = OutboxMetrics(
             registry or CollectorRegistry(),
             pending=lambda: self._pending,
+            oldest=self._oldest,
+            files=lambda: self._journal.files + sum(len(group.segments) for group in self._groups),
             size=lambda: self._journal.size + sum(segment.size for group in self._groups for segment in group.segments),
             unwritable=lambda: not self.writable,
         )
@@ -304,11 +308,18 @@ class Outbox:
         return None if call is None else (call.kind, self._body(call))
 
     def _set_settlement(self, call: _Call, body: bytes) -> None:
-        call.kind, call.body, call.length = Kind.SETTLEMENT, body, len(body)
+        call.kind, call.body, call.length, call.since = Kind.SETTLEMENT, body, len(body), time.monotonic()
         if call.token_key != _NO_KEY:
             self._by_token.setdefault(call.token_key, {})[call.request_id] = call
         self._pending += 1
         self._empty.clear()
+
+    def _oldest(self) -> float:
+        """Seconds for which the oldest settlement has been waiting. For any thread: one look at the table is of one piece."""
+        if not self._pending:
+            return 0.0
+        waiting = [call.since for call in list(self._calls.values()) if call.kind is Kind.SETTLEMENT]
+        return time.monotonic() - min(waiting) if waiting else 0.0
 
     def _finish(self, request_ids: Sequence[str]) -> None:
         if not request_ids:

@@ -25,6 +25,19 @@ DESCRIPTION = "/openapi.json"
 ROOT = "/"
 CHAT = openai.CHAT
 
+_NAMES = {
+    CHAT: "chat",
+    MODELS: "models",
+    TOKEN_USAGE: "token_usage",
+    TOKEN_BALANCE: "token_balance",
+    HEALTH: "health",
+    READINESS: "readiness",
+    DESCRIPTION: "description",
+    ROOT: "root",
+}
+ENDPOINTS = (*_NAMES.values(), "admin", "other")
+"""What `endpoint` may give."""
+
 # A name of a model: segments of unreserved characters, `:`, `@`, `+` and escaped `/`, `:`, `@`; none of them only dots.
 _MODEL_NAME = re.compile(
     r"(?!\.{1,2}(?:/|%2[fF]|$))(?:[A-Za-z0-9._:@+~-]|%3[aA]|%40|(?:/|%2[fF])(?!/|%2[fF]|\.{1,2}(?:/|%2[fF]|$)))+"
@@ -68,6 +81,16 @@ class Table:
                 metadata={"allow": ", ".join(sorted({*methods, "OPTIONS"}))},
             )
         return handler
+
+
+def endpoint(path: str) -> str:
+    """A short name for what a path leads to, for metrics: one of `ENDPOINTS`, whatever a caller sends."""
+    name = _NAMES.get(path)
+    if name is None:
+        if path.startswith(MODELS_PREFIX):
+            return "models"
+        return "admin" if path.startswith(ADMIN_PREFIXES) and _is_below(path) else "other"
+    return name
 
 
 def _is_below(path: str) -> bool:

@@ -14,6 +14,7 @@ from gateway.ids import uuid7
 from gateway.rpc.channel import aio_channel
 from gateway.stubs.auth.v1 import auth_pb2 as pb
 from services.proxy.auth_client import AuthClient
+from services.proxy.metrics import BatchMetrics
 from services.proxy.outbox import Outbox, token_key
 from services.proxy.replicas import Replicas
 from tests.fakes.auth_service import TOKEN, FakeAuthServer, FakeAuthService, Ledger
@@ -91,7 +92,9 @@ async def client_of(
     proxy_id = uuid7()
     replicas = Replicas(server.address, lambda address: aio_channel(address, identities["proxy"], "auth"))
     outbox = Outbox.open(directory, proxy_id=proxy_id, registry=registry, **options)
-    client = AuthClient(replicas=replicas, outbox=outbox, proxy_id=proxy_id, host="here")
+    client = AuthClient(
+        replicas=replicas, outbox=outbox, proxy_id=proxy_id, host="here", metrics=BatchMetrics(CollectorRegistry())
+    )
     await client.start()
     try:
         yield Harness(client, outbox, server.service, server, registry, directory)

@@ -145,7 +145,7 @@ class FakeOutbox:
 class NoAdmin:
     """Stands where the admin routes are."""
 
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def handle(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
         return web.json_response({"admin": request.raw_path, "scheme": request.scheme, "address": request.remote})
 
 

@@ -213,7 +213,7 @@ async def test_a_last_record_cut_at_each_byte_leaves_the_earlier_ones(tmp_path):
         books = await settle_file(directory, good + last[:cut], registry)
         assert set(books.booked) == {first, second}
         assert books.repeats == 0
-        assert registry.get_sample_value("outbox_corrupt_total") == 1
+        assert registry.get_sample_value("gateway_proxy_outbox_corrupt_total") == 1
         (aside,) = directory.glob("*.corrupt")
         assert aside.read_bytes() == last[:cut]
         assert aside.stat().st_mode & 0o777 == 0o600
@@ -234,10 +234,10 @@ async def test_a_file_that_is_no_outbox_file_is_set_aside_and_does_no_harm(tmp_p
     registry = CollectorRegistry()
     books = await settle_file(tmp_path / "garbage", os.urandom(5000), registry)
     assert books.booked == {}
-    assert registry.get_sample_value("outbox_corrupt_total") == 1
+    assert registry.get_sample_value("gateway_proxy_outbox_corrupt_total") == 1
     async with outbox_of(tmp_path / "garbage", books, registry=(again := CollectorRegistry())):
         await asyncio.sleep(0.1)
-    assert again.get_sample_value("outbox_corrupt_total") == 0
+    assert again.get_sample_value("gateway_proxy_outbox_corrupt_total") == 0
 
 
 async def test_a_record_of_an_unreadable_report_is_passed_over(tmp_path):

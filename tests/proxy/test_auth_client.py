@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from gateway.errors import AlreadyExists, AuthUnavailable, BudgetReserved, GatewayError, Overloaded, TokenUnknown
 from gateway.ids import uuid7
@@ -15,6 +16,7 @@ from gateway.rpc.channel import aio_channel
 from gateway.stubs.auth.v1 import auth_pb2 as pb
 from services.proxy import auth_client
 from services.proxy.auth_client import AuthClient
+from services.proxy.metrics import BatchMetrics
 from services.proxy.outbox import Outbox
 from services.proxy.replicas import Replicas
 from tests.fakes.auth_service import TOKEN, FakeAuthService, Ledger, Token
@@ -35,7 +37,7 @@ async def test_a_call_is_admitted_and_its_settlement_booked(tmp_path, pki):
         gate.outbox.opened(request.request_id, KEY)
         gate.outbox.append(settled(request.request_id), KEY)
         await eventually(lambda: gate.ledger.state(request.request_id) == "settled")
-        await eventually(lambda: gate.metric("outbox_pending") == 0)
+        await eventually(lambda: gate.metric("gateway_proxy_outbox_pending") == 0)
         assert (gate.ledger.tokens[TOKEN].spent, gate.ledger.tokens[TOKEN].held) == (4, 0)
 
 
@@ -132,7 +134,7 @@ async def test_auth_away_is_told_after_a_second_and_nothing_is_let_through(tmp_p
         answers = await asyncio.gather(*(gate.validate(call()) for _ in range(200)), return_exceptions=True)
         assert time.monotonic() - started < 1.2
         assert all(isinstance(answer, AuthUnavailable) and answer.retry_after == 1.0 for answer in answers)
-        assert gate.metric("outbox_pending") == 0  # nothing was sent, so there is nothing to withdraw
+        assert gate.metric("gateway_proxy_outbox_pending") == 0  # nothing was sent, so there is nothing to withdraw
         assert not gate.client.ready
         gate.server.start()
         back = time.monotonic()
@@ -169,7 +171,7 @@ async def test_a_hanging_auth_is_told_within_a_second_and_its_late_admissions_ar
         gate.service.flowing.set()  # what it had taken in it does now
         await eventually(lambda: gate.client.ready, 2.0)
         assert (await gate.validate(call(request_id=""))).token_id == 7
-        await eventually(lambda: gate.metric("outbox_pending") == 0)
+        await eventually(lambda: gate.metric("gateway_proxy_outbox_pending") == 0)
         await eventually(lambda: gate.ledger.tokens[TOKEN].held == 0)
         assert gate.ledger.tokens[TOKEN].spent == 0
 
@@ -195,7 +197,7 @@ async def test_an_answer_that_is_lost_once_is_asked_for_again_and_found(tmp_path
         gate.service.swallow = False
         assert (await waiting).held_nanos == 10
         assert len(gate.ledger.rows) == 1
-        assert gate.metric("outbox_pending") == 0
+        assert gate.metric("gateway_proxy_outbox_pending") == 0
 
 
 async def test_a_refusal_after_a_lost_try_withdraws_what_the_lost_one_may_still_do(tmp_path, pki, monkeypatch):
@@ -255,7 +257,7 @@ async def test_a_caller_who_left_before_he_was_sent_is_never_asked_for(tmp_path,
         gate.server.start()
         await gate.validate(call(request_id=""))
         assert gate.ledger.state(request.request_id) == ""
-        assert gate.metric("outbox_pending") == 0
+        assert gate.metric("gateway_proxy_outbox_pending") == 0
 
 
 async def test_a_database_that_is_away_is_told_as_auth_away_and_leaves_little_to_withdraw(tmp_path, pki):
@@ -269,7 +271,7 @@ async def test_a_database_that_is_away_is_told_as_auth_away_and_leaves_little_to
         answers = await asyncio.gather(*callers, return_exceptions=True)
         assert {type(answer) for answer in answers} == {AuthUnavailable}
         assert time.monotonic() - started < 1.5
-        assert gate.metric("outbox_pending") < 15  # only who was being asked for in his last moment
+        assert gate.metric("gateway_proxy_outbox_pending") < 15  # only who was being asked for in his last moment
         waiting = asyncio.create_task(gate.validate(call()))
         await asyncio.sleep(0.2)
         gate.service.database_away = False
@@ -283,7 +285,7 @@ async def test_an_identity_that_auth_refuses_is_our_fault_and_not_the_callers(tm
             await gate.validate(call())
         with pytest.raises(AuthUnavailable):
             await gate.client.token_usage(TOKEN, "", False)
-        assert gate.metric("outbox_pending") == 0
+        assert gate.metric("gateway_proxy_outbox_pending") == 0
 
 
 async def test_an_id_that_was_used_before_is_refused_and_the_call_that_has_it_is_left_alone(tmp_path, pki):
@@ -404,7 +406,7 @@ async def test_auth_killed_under_load_gives_grants_or_503_and_no_orphaned_hold(t
                 gate.server.start()
 
         await asyncio.gather(nemesis(), *(caller() for _ in range(20)))
-        await eventually(lambda: gate.metric("outbox_pending") == 0, 10.0)
+        await eventually(lambda: gate.metric("gateway_proxy_outbox_pending") == 0, 10.0)
         assert gate.ledger.conflicts == 0
         assert gate.ledger.tokens[TOKEN].held == 0
         assert gate.ledger.tokens[TOKEN].spent == 4 * len(granted)
@@ -420,7 +422,9 @@ async def test_a_stopped_auth_is_answered_for_and_found_again(tmp_path, pki):
     address = f"127.0.0.1:{int(await process.stdout.readline())}"
     replicas = Replicas(address, lambda address: aio_channel(address, identities["proxy"], "auth"))
     outbox = Outbox.open(tmp_path / "outbox", proxy_id=uuid7())
-    client = AuthClient(replicas=replicas, outbox=outbox, proxy_id=uuid7(), host="here")
+    client = AuthClient(
+        replicas=replicas, outbox=outbox, proxy_id=uuid7(), host="here", metrics=BatchMetrics(CollectorRegistry())
+    )
     await client.start()
     waits: list[float] = []
     outcomes: list[str] = []

@@ -98,10 +98,10 @@ async def test_what_is_acknowledged_leaves_no_file_behind(tmp_path, registry):
             request_id = uuid7()
             outbox.opened(request_id, KEY)
             outbox.append(report(request_id), KEY)
-        assert registry.get_sample_value("outbox_pending") == 100
-        assert registry.get_sample_value("outbox_bytes") > 10_000
+        assert registry.get_sample_value("gateway_proxy_outbox_pending") == 100
+        assert registry.get_sample_value("gateway_proxy_outbox_bytes") > 10_000
         await eventually(lambda: len(books.booked) == 100)
-        await eventually(lambda: registry.get_sample_value("outbox_pending") == 0)
+        await eventually(lambda: registry.get_sample_value("gateway_proxy_outbox_pending") == 0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -203,7 +203,7 @@ async def test_what_is_refused_for_good_is_moved_aside(tmp_path, registry):
         outbox.append(report(refused), KEY)
         outbox.append(report(booked), KEY)
         await eventually(lambda: booked in books.booked)
-        await eventually(lambda: registry.get_sample_value("outbox_refused_total") == 1)
+        await eventually(lambda: registry.get_sample_value("gateway_proxy_outbox_refused_total") == 1)
     (aside,) = tmp_path.glob("refused-*.log")
     line = json.loads(aside.read_text())
     assert (line["reason"], line["code"], line["report"]["request_id"]) == ("NOT_FOUND", 5, refused)
@@ -218,7 +218,7 @@ async def test_another_report_for_a_booked_call_is_moved_aside(tmp_path, registr
     books.booked[request_id] = b"something else"
     async with outbox_of(tmp_path, books, registry=registry) as outbox:
         outbox.append(report(request_id), KEY)
-        await eventually(lambda: registry.get_sample_value("outbox_refused_total") == 1)
+        await eventually(lambda: registry.get_sample_value("gateway_proxy_outbox_refused_total") == 1)
     assert books.booked[request_id] == b"something else"
 
 
@@ -237,7 +237,7 @@ async def test_a_batch_that_cannot_be_read_is_sent_one_by_one(tmp_path, registry
         outbox.append(report(request_id), KEY)
     outbox.start(send)
     await eventually(lambda: set(books.booked) == set(good))
-    await eventually(lambda: registry.get_sample_value("outbox_refused_total") == 1)
+    await eventually(lambda: registry.get_sample_value("gateway_proxy_outbox_refused_total") == 1)
     await outbox.close(0.0)
 
 
@@ -273,7 +273,7 @@ async def test_disk_use_stays_bounded_on_a_busy_proxy(tmp_path, registry, monkey
                 outbox.opened(request_id, KEY)
                 outbox.append(report(request_id), KEY)
             await eventually(lambda calls=calls: all(request_id in books.booked for request_id in calls))
-            most = max(most, registry.get_sample_value("outbox_bytes") or 0)
+            most = max(most, registry.get_sample_value("gateway_proxy_outbox_bytes") or 0)
         assert most < 200_000  # and a million bytes were written
         assert len(logs(tmp_path)) < 8
         outbox.append(report(stream, 60), KEY)

@@ -71,7 +71,7 @@ async def test_a_full_disk_stops_new_calls_keeps_running_ones_and_heals(small_di
                 refused += 1
         assert refused >= 100  # the last page of the file may still have had room
         assert not outbox.writable
-        assert registry.get_sample_value("outbox_unwritable") == 1
+        assert registry.get_sample_value("gateway_proxy_outbox_unwritable") == 1
         for request_id in running:
             outbox.append(report(request_id), KEY)
         books.away = False
@@ -255,5 +255,5 @@ async def test_what_is_refused_on_a_full_disk_is_moved_aside_when_there_is_room(
         await asyncio.sleep(0.5)
         assert outbox.weight(KEY)[0] == 1
         ballast.unlink()
-        await eventually(lambda: registry.get_sample_value("outbox_refused_total") == 1)
+        await eventually(lambda: registry.get_sample_value("gateway_proxy_outbox_refused_total") == 1)
     assert request_id in next(folder.glob("refused-*.log")).read_text()

@@ -18,6 +18,7 @@ from gateway.rpc.channel import aio_channel
 from gateway.rpc.identity import Identity
 from services.proxy import replicas as module
 from services.proxy.auth_client import AuthClient
+from services.proxy.metrics import BatchMetrics
 from services.proxy.outbox import Outbox
 from services.proxy.replicas import Replicas
 from tests.fakes.auth_service import TOKEN, FakeAuthServer, FakeAuthService, Ledger, Token
@@ -78,7 +79,9 @@ async def pair_of(directory: Path, *, token: Token | None = None, address: str =
     replicas = _replicas(address or ",".join(server.address for server in servers), identities["proxy"])
     proxy_id = uuid7()
     outbox = Outbox.open(directory / "outbox", proxy_id=proxy_id, registry=CollectorRegistry())
-    client = AuthClient(replicas=replicas, outbox=outbox, proxy_id=proxy_id, host="here")
+    client = AuthClient(
+        replicas=replicas, outbox=outbox, proxy_id=proxy_id, host="here", metrics=BatchMetrics(CollectorRegistry())
+    )
     await client.start()
     try:
         if not address:
