@@ -51,6 +51,7 @@ def bootstrap(db: Database, password: str | None, *, clock: Clock | None = None)
     stored = hash_password(one_time or password or "")
     now = (clock or SystemClock()).now()
     with db.write():
+        db.serialize("bootstrap")
         if models.Administrator.select().exists(db):  # another starter was faster
             return None
         models.Administrator.insert(
@@ -124,6 +125,7 @@ class AdministratorStore:
         stored = hash_password(new_password)
         now, session = self._clock.now(), models.Session
         with self._db.write():
+            serialize(self._db, username)
             row = self._row(username)
             if row.password_hash != proved.password_hash:
                 raise Unauthenticated(WRONG)
@@ -142,6 +144,7 @@ class AdministratorStore:
         stored = hash_password(new_password)
         now = self._clock.now()
         with self._db.write():
+            serialize(self._db, username)
             row = self._row(username)
             if row is None:
                 models.Administrator.insert(
@@ -164,6 +167,11 @@ class AdministratorStore:
         row.update(
             password_hash=stored, one_time=0, one_time_expires_at=None, password_changed_at=to_text(self._clock.now())
         ).where(row.id == administrator_id).execute(self._db)
+
+
+def serialize(db: Database, username: str) -> None:
+    """Inside a `write()`, first: nobody else changes this one's password or opens a session for them until it ends."""
+    db.serialize(f"administrator:{username}")
 
 
 def _usable_hash(row: Any, clock: Clock) -> str | None:

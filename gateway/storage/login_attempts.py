@@ -32,6 +32,7 @@ class LoginAttempts:
             if (wait := self._wait(username)) > 0:
                 self._refuse(username, wait, client_ip)
         with self._db.write():  # and again, as others may have come meanwhile
+            self._db.serialize(f"login:{username}")
             wait = self._wait(username)
             if wait <= 0:
                 now, row = self._clock.now(), models.LoginAttempt

@@ -11,7 +11,7 @@ from gateway import sessions
 from gateway.clock import Clock, from_text, to_text
 from gateway.errors import DatabaseUnavailable, NotFound, Unauthenticated
 from gateway.storage import audit, models
-from gateway.storage.administrators import WRONG, Administrator
+from gateway.storage.administrators import WRONG, Administrator, serialize
 from gateway.storage.audit import Actor
 from gateway.storage.database import Database, faults
 from gateway.storage.login_attempts import LoginAttempts
@@ -54,6 +54,7 @@ class SessionStore:
         session_id, now = str(uuid.uuid4()), self._clock.now()
         row = models.Session
         with self._db.write():
+            serialize(self._db, administrator.username)
             owner = models.Administrator
             if (
                 not owner.select()

@@ -21,6 +21,7 @@ from gateway.storage.adoption import adopt, ask_for_scrubbing, has_inbox
 from gateway.storage.audit import Actor
 from gateway.storage.database import Database, faults
 from gateway.storage.operations import Operations
+from gateway.storage.races import again_when_raced
 
 _UNREADABLE = datetime.min.replace(tzinfo=UTC)  # a hand-written expiry that is no date opens nothing
 
@@ -81,6 +82,7 @@ class TokenStore:
 
     # -- changing --------------------------------------------------------------------------------------------------------------
 
+    @again_when_raced
     def create(self, new: NewToken, *, actor: Actor, request_id: str = "") -> Issued:
         """Makes a token. Raises InvalidArgument for a chosen secret that may not be one, AlreadyExists for a taken one."""
         if new.secret is not None:
@@ -125,6 +127,7 @@ class TokenStore:
             action = "token.enable" if wanted else "token.disable"
             return self._set(before, {"enabled": int(wanted)}, action=action, actor=actor)
 
+    @again_when_raced
     def rotate(self, token_id: int, *, actor: Actor, request_id: str = "") -> Issued:
         """Gives a token a new, generated secret; the old one is dead when this returns."""
         arguments = {"id": token_id}
@@ -138,6 +141,7 @@ class TokenStore:
             token = self._set(before, self._secret_columns(secret) | dead, action="token.rotate", actor=actor)
         return Issued(token, secret)
 
+    @again_when_raced
     def top_up(self, token_id: int, amount_nanos: int, *, actor: Actor, request_id: str = "") -> ClientToken:
         """Raises a budget. FailedPrecondition for a token without one, InvalidArgument for an amount that is not above 0."""
         if not 0 < amount_nanos <= MAX_NANOS:
@@ -159,7 +163,8 @@ class TokenStore:
         """Deletes a token: its secret opens nothing from now on and is free again, its history stays. Harmless to repeat."""
         row, now = models.ClientToken, self._clock.now()
         with self._db.write():
-            found = next(iter(row.select().where(row.id == token_id).execute(self._db)), None)
+            query = self._db.lock(row.select().where(row.id == token_id))
+            found = next(iter(query.execute(self._db)), None)
             if found is None:
                 raise _not_found(token_id)
             if found.deleted_at is not None:
@@ -178,16 +183,17 @@ class TokenStore:
     # -- within a transaction ------------------------------------------------------------------------------------------------
 
     def _row(self, token_id: int) -> Any:
-        """A token's row, adopted where a person wrote into it."""
-        found = self._find(token_id)
+        """A token's row, locked, and adopted where a person wrote into it."""
+        found = self._find(token_id, lock=True)
         if _has_inbox(found):
             self._adopt()
             found = self._find(token_id)
         return found
 
-    def _find(self, token_id: int) -> Any:
+    def _find(self, token_id: int, *, lock: bool = False) -> Any:
         row = models.ClientToken
-        found = next(iter(row.select().where(row.id == token_id, row.deleted_at.is_null()).execute(self._db)), None)
+        query = row.select().where(row.id == token_id, row.deleted_at.is_null())
+        found = next(iter((self._db.lock(query) if lock else query).execute(self._db)), None)
         if found is None:
             raise _not_found(token_id)
         return found

@@ -171,8 +171,26 @@ def test_a_page_token_of_another_list_is_refused(log, admin):
         assert reason(log.ListRequests, requests_pb2.ListRequestsRequest(page_token=token)) == "INVALID_ARGUMENT"
 
 
+def fill(db):
+    """20,000 calls of 20 tokens and four models, one in a hundred of them open, released or expired."""
+    with db.write():
+        db.run(
+            "INSERT INTO client_tokens (name, token_hash) SELECT 'token-' || n, 'hash-' || n FROM generate_series(1, 20) AS n"
+        )
+        db.run(
+            "INSERT INTO requests (request_id, token_id, identity, proxy_id, state, request_model, admitted_at, settled_at)"
+            " SELECT '01a20a9b-' || lpad(to_hex(n), 4, '0') || '-7000-8000-000000000000', 1 + n % 20, 'proxy', 'p',"
+            " CASE n % 100 WHEN 1 THEN 'admitted' WHEN 2 THEN 'released' WHEN 3 THEN 'expired' ELSE 'settled' END,"
+            " 'gpt-' || 1 + n % 4, '2026-11-01T00:00:00.000000Z',"
+            " CASE WHEN n % 100 <> 1 THEN '2026-11-01T00:00:01.000000Z' END FROM generate_series(1, 20000) AS n"
+        )
+    db.run("VACUUM ANALYZE")
+
+
 def test_a_page_costs_the_same_however_many_calls_there_are(tokens, db):
     """No plan walks over all calls or sorts them, and none counts."""
+    if db.is_shared:  # PostgreSQL chooses by what the tables hold: enough calls, and their statistics
+        fill(db)
     create(tokens, name="app")
     statements = []
     original = db.query
@@ -189,6 +207,11 @@ def test_a_page_costs_the_same_however_many_calls_there_are(tokens, db):
     finally:
         del db.query
     for sql, parameters in statements:
+        if db.is_shared:
+            plan = "\n".join(row[0] for row in db.query(f"EXPLAIN {sql}", parameters))
+            assert "Seq Scan on requests" not in plan, (sql, plan)
+            assert "Sort" not in plan or "'admitted'" in sql, (sql, plan)
+            continue
         plan = " / ".join(row[3] for row in db.query(f"EXPLAIN QUERY PLAN {sql}", parameters))
         walks_all = "SCAN r USING INDEX sqlite_autoindex_requests_1" in plan or "SCAN r /" in plan
         assert not walks_all or "state" not in sql.partition("WHERE")[2], (sql, plan)

@@ -233,9 +233,9 @@ def test_another_account_does_not_feel_the_guesses_at_one(call, proxy):
     proxy.login(NEW_PASSWORD, "eve")
 
 
-def test_tries_are_counted_over_processes_and_over_all_doors(admin, call, db, identities, clock, tmp_path):
+def test_tries_are_counted_over_processes_and_over_all_doors(admin, call, db, identities, clock, database_url):
     """A second admin over the same database, asked by the operator's door; and a change of password counts as well."""
-    second = connect(f"sqlite:///{tmp_path}/gateway.db", busy_timeout=2.0)
+    second = connect(database_url, busy_timeout=2.0)
     server = make_server(
         db=second,
         identity=identities["admin"],
