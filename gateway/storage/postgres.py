@@ -26,6 +26,7 @@ _CONNECTION: Final = {
     "keepalives_interval": "1",
     "keepalives_count": "3",
     "fallback_application_name": "gateway-zero",
+    "client_encoding": "UTF8",  # a database made without a locale is SQL_ASCII, and its text would come as bytes
 }
 # Of a session: how long it waits for a row; how long a process that is stopped in mid-transaction keeps its rows; commits
 # that are on disk before they are answered, or stronger where the server says so. Plans of short statements gain nothing

@@ -80,7 +80,10 @@ class Project:
     def start(self, *options: str) -> float:
         """Brings everything up and gives the seconds until all of it is healthy. Raises Refused when that takes too long."""
         began = time.monotonic()
-        self.compose("up", "--detach", *options)
+        try:
+            self.compose("up", "--detach", *options)
+        except Refused as refused:
+            raise Refused(f"{refused}\n{self.compose('logs', '--tail', '20', check=False)}") from None
         ends = time.monotonic() + PATIENCE
         while ill := [container for container in self.containers() if not _is_well(container)]:
             if time.monotonic() > ends:
