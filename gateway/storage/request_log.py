@@ -84,8 +84,9 @@ class RequestLog:
 
     def page(self, wanted: RequestFilter, *, limit: int, before_id: str = "") -> list[LoggedRequest]:
         """The calls below an id, the newest id first. Raises InvalidArgument for a state that is none."""
-        found: list[LoggedRequest] = []
-        # One query a token and kind of id: so each walks an index in the order of the answer and stops at the limit.
+        found: dict[str, LoggedRequest] = {}
+        # One query a token and kind of id: so each walks an index in the order of the answer and stops at the limit. What two
+        # of them find is told once.
         for token_ids, (span, bounds) in product(self._token_ids(wanted), _id_spans(wanted)):
             where, parameters = _conditions(wanted, token_ids)
             where += span
@@ -96,9 +97,8 @@ class RequestLog:
             # Calls that are open are few, and their index is not in the order of ids: `|| ''` keeps the walk over all ids away.
             order = "r.request_id || ''" if wanted.state == "admitted" else "r.request_id"
             sql = f"SELECT {_COLUMNS} {_FROM} {_where(where)} ORDER BY {order} DESC LIMIT ?"
-            found.extend(_to_request(row) for row in self._db.query(sql, (*parameters, limit)))
-        found.sort(key=lambda request: request.request_id, reverse=True)
-        return found[:limit]
+            found |= {row[0]: _to_request(row) for row in self._db.query(sql, (*parameters, limit))}
+        return [found[request_id] for request_id in sorted(found, reverse=True)[:limit]]
 
     def get(self, request_id: str) -> LoggedRequest:
         """One call. Raises NotFound."""
@@ -165,7 +165,7 @@ def _conditions(wanted: RequestFilter, token_ids: tuple[int, ...]) -> tuple[list
 
 
 def _id_spans(wanted: RequestFilter) -> list[tuple[list[str], list[str]]]:
-    """Where the ids of the calls can lie, as conditions: ids with a time in them in one span, all others wherever they are."""
+    """Where the ids of the calls can lie, as conditions: those of ids with a time in them, and all other ids."""
     if wanted.since is None and wanted.until is None:
         return [([], [])]
     where, bounds = [], []
@@ -175,7 +175,7 @@ def _id_spans(wanted: RequestFilter) -> list[tuple[list[str], list[str]]]:
     if wanted.until is not None:
         where.append("r.request_id < ?")
         bounds.append(_id_at(wanted.until, _SKEW))
-    return [([*where, "substr(r.request_id, 15, 1) = '7'"], bounds), (["substr(r.request_id, 15, 1) <> '7'"], [])]
+    return [(where, bounds), (["substr(r.request_id, 15, 1) <> '7'"], [])]
 
 
 def _id_at(moment: datetime, shift: timedelta) -> str:
