@@ -37,7 +37,7 @@ SCENARIOS = [
 TOKEN = "bench-token-for-the-load-generator"
 
 
-def _wait_for_port(port: int) -> None:
+def wait_for_port(port: int) -> None:
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         with socket.socket() as probe:
@@ -47,7 +47,7 @@ def _wait_for_port(port: int) -> None:
     raise TimeoutError(f"nothing listens on port {port}")
 
 
-def _fsync_ms(directory: Path) -> float:
+def fsync_ms(directory: Path) -> float:
     """The median of 50 small synced writes where the gateway's database is, in milliseconds."""
     times = []
     with (directory / "fsync-probe").open("wb", buffering=0) as file:
@@ -59,7 +59,7 @@ def _fsync_ms(directory: Path) -> float:
     return sorted(times)[25]
 
 
-def _commit() -> str:
+def commit() -> str:
     told = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
@@ -87,14 +87,14 @@ def run(scenarios: list[Scenario], rounds: int) -> dict[str, object]:
                 stack.wait_until_ready()
                 stack.insert_token(TOKEN, max_amount=1_000_000)
                 for port in (upstream_port, relay_port):
-                    _wait_for_port(port)
+                    wait_for_port(port)
                 services = {name: psutil.Process(process.pid) for name, process in stack.processes.items()}
                 targets = [
                     Target("provider alone", upstream_port, TOKEN),
                     Target("bare relay", relay_port, TOKEN, {"relay": psutil.Process(started[1].pid)}),
                     Target("gateway", stack.http_port, TOKEN, services),
                 ]
-                return _rounds(targets, scenarios, rounds) | {"fsync_ms": _fsync_ms(stack.data)}
+                return _rounds(targets, scenarios, rounds) | {"fsync_ms": fsync_ms(stack.data)}
             finally:
                 for process in started:
                     process.terminate()
@@ -151,14 +151,14 @@ def main() -> int:
         scenarios = [replace(scenario, calls=max(scenario.calls // 5, scenario.connections)) for scenario in scenarios]
     rounds = 1 if arguments.quick else min(max(arguments.rounds, 1), 5)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, Linux {platform.release()}"
-    print(f"{machine}; commit {_commit()}; medians of {rounds} rounds")
+    print(f"{machine}; commit {commit()}; medians of {rounds} rounds")
     results = run(scenarios, rounds)
     print(f"\nmemory at its peak, MiB: {results['peak_rss_mib']}; fdatasync {results['fsync_ms']:.2f} ms")
     if arguments.save:
         now = datetime.datetime.now(datetime.UTC)
         file = REPOSITORY / "benchmarks" / "results" / f"{now:%Y-%m-%dT%H%M}.json"
         file.parent.mkdir(exist_ok=True)
-        about = {"machine": machine, "commit": _commit(), "at": now.isoformat(timespec="seconds"), "rounds": rounds}
+        about = {"machine": machine, "commit": commit(), "at": now.isoformat(timespec="seconds"), "rounds": rounds}
         file.write_text(json.dumps(about | results, indent=2) + "\n")
         print(f"written to {file.relative_to(REPOSITORY)}")
     ratios = results["ratios"]

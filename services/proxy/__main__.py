@@ -33,6 +33,8 @@ from services.proxy.relay import Relay
 from services.proxy.replicas import Replicas
 from services.proxy.upstream_http import HttpUpstream
 
+QUIET = 2.0
+"""Seconds without a request after which kept connections are ended; not where no lame-duck pause is wanted either."""
 LAST_SECONDS = 5.0
 """Seconds for what is left when all calls have ended, or were cut: the last settlements, and draining answers."""
 
@@ -91,7 +93,12 @@ async def serve(settings: Settings, identity: Identity, environ: Mapping[str, st
     _log.info("serving", **ports.described(), proxy_id=proxy_id)
     with start_probes(settings.proxy_metrics_address, lambda: app.ready, registry=metrics):
         await stop_when_told(
-            signals, lame_duck=settings.lame_duck, drain=settings.drain, not_ready=app.close, close=ports.close, idle=app.idle
+            signals,
+            lame_duck=settings.lame_duck,
+            drain=settings.drain,
+            not_ready=app.close,
+            close=ports.close,
+            idle=lambda: app.idle(quiet=min(settings.lame_duck, QUIET)),
         )
         await ports.end()
         await relay.close(0.0 if signals.cut.is_set() else LAST_SECONDS)

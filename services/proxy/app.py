@@ -72,6 +72,7 @@ class App:
         self.closing = False
         """Whether the proxy is about to stop: it is not ready, and connections end with their answers."""
         self._open = 0
+        self._last_ended = float("-inf")
         self._nothing_open = asyncio.Event()
         self._nothing_open.set()
         self._proxies = proxies
@@ -111,9 +112,19 @@ class App:
         """How many requests are open."""
         return self._open
 
-    async def idle(self) -> None:
-        """Returns when no request is open."""
-        await self._nothing_open.wait()
+    async def idle(self, quiet: float = 0.0) -> None:
+        """Returns when no request is open and none has been for `quiet` seconds.
+
+        Callers keep connections; while they still use them, the next request may be on its way, and would be lost with its
+        connection. Each answer ends its connection from `close` on, so that soon nothing comes any more.
+        """
+        clock = asyncio.get_running_loop().time
+        while True:
+            await self._nothing_open.wait()
+            left = self._last_ended + quiet - clock()
+            if left <= 0:
+                return
+            await asyncio.sleep(left)
 
     def handle(self, request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
         """The answer to a request. Never raises but when the caller goes away."""
@@ -146,9 +157,9 @@ class App:
             return response
         finally:
             self._open -= 1
+            self._last_ended = now = clock()
             if not self._open:
                 self._nothing_open.set()
-            now = clock()
             self._metrics.request(exchange, request.raw_path.partition("?")[0], status, reason, now - exchange.arrived)
             _log.info("request", **exchange.log_fields(status, reason, now))
 
