@@ -16,6 +16,9 @@ WINDOW = 15.0
 FREE = 64 * 1024
 """A body up to this size is read before anything is known of its sender, and is not counted in the pool."""
 
+AT_ONCE = 1024 * 1024
+"""Bytes that are put together on the spot; more of them in a thread."""
+
 
 class Pool:
     """The memory that all bodies together may take, in bytes."""
@@ -124,7 +127,9 @@ async def _read_slowly(request: web.BaseRequest, limit: int, share: Share) -> by
         while True:
             part = await content.readany()
             if not part:
-                return b"".join(parts)
+                if size <= AT_ONCE:
+                    return b"".join(parts)
+                break  # the time that its sender has is over
             parts.append(part)
             size += len(part)
             if size > limit:
@@ -134,6 +139,8 @@ async def _read_slowly(request: web.BaseRequest, limit: int, share: Share) -> by
             if fresh >= SLOWEST * WINDOW:
                 fresh = 0
                 deadline.reschedule(clock() + WINDOW)
+    # Many at once would hold up everybody else; copying needs no lock of Python's.
+    return await asyncio.to_thread(b"".join, parts)
 
 
 def too_large(limit: int) -> RequestTooLarge:

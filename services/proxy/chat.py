@@ -8,7 +8,7 @@ from aiohttp import web
 
 from gateway.errors import GatewayError, ModelNotFound
 from gateway.stubs.auth.v1 import auth_pb2 as pb
-from services.proxy import body, strict_json
+from services.proxy import body
 from services.proxy.attempts import Attempts
 from services.proxy.body import Pool, Share
 from services.proxy.books import Outbox
@@ -20,6 +20,7 @@ from services.proxy.gate import Gate
 from services.proxy.outbox import token_key
 from services.proxy.providers.base import Target
 from services.proxy.providers.registry import Registry
+from services.proxy.reading import Reader
 from services.proxy.relay import Relay
 from services.proxy.ticket import Ticket
 from services.proxy.upstream import Reply
@@ -49,6 +50,7 @@ class Chat:
         self._relay = relay
         self._body_limit = body_limit
         self._pool = pool
+        self._reader = Reader()
 
     async def handle(self, exchange: Exchange) -> web.StreamResponse:
         """The answer. Raises GatewayError, ProviderRefused."""
@@ -58,7 +60,8 @@ class Chat:
         with Share(self._pool) as share:
             if body.is_large(request):
                 await self._gate.look(token, exchange.address, exchange.arrived)
-            call = openai.read_chat(strict_json.read(await body.read(request, limit=self._body_limit, share=share)))
+            raw = await body.read(request, limit=self._body_limit, share=share)
+            call = await self._reader.read(raw, openai.read_chat)
             exchange.model = call.model
             targets = self._registry.route(call.model)
             if not targets:
