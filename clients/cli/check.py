@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 
-from clients.cli import inspection
+from clients.cli import edge_inspection, inspection
 from clients.cli.inspection import FAULT, Finding
 from clients.cli.output import FAULT as FAULT_CODE
 from clients.cli.output import OK, USAGE, Json, table, tell_json
@@ -17,6 +17,8 @@ _INSPECTIONS: tuple[Callable[[Settings], Iterable[Finding]], ...] = (
     inspection.file_system,
     inspection.disk_speed,
     inspection.certificates,
+    edge_inspection.certificate,
+    edge_inspection.trusted_proxies,
     inspection.database,
     inspection.providers,
     inspection.prices,

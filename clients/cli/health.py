@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from clients.cli.output import FAULT, OK, USAGE, Failure, Json, table, tell_json
-from clients.cli.places import reachable
+from clients.cli.places import edge, reachable
 from clients.cli.probe import TIMEOUT, Answer
 from clients.cli.probe import ask as ask_http
 from gateway.process.settings import Settings, load_settings
@@ -47,7 +47,7 @@ def ask(settings: Settings, service: str, timeout: float) -> Answer:
     """What one service of this machine says."""
     listen = _http(settings, service)
     if listen is not None:
-        return ask_http(service, listen, timeout)
+        return ask_http(service, listen, timeout, tls=settings.tls_cert is not None and listen == edge(settings))
     return _ask_grpc(settings, service, settings.auth_listen if service == "auth" else settings.admin_listen, timeout)
 
 
@@ -61,7 +61,7 @@ def _http(settings: Settings, service: str) -> str | None:
         case "demo":
             return settings.demo_listen
         case _:
-            return settings.proxy_metrics_address or f"{settings.http_host}:{settings.http_port}"
+            return settings.proxy_metrics_address or edge(settings)
 
 
 def _ask_grpc(settings: Settings, service: str, listen: str, timeout: float) -> Answer:

@@ -22,10 +22,16 @@ def reachable(listen: str) -> tuple[str, int]:
     return _EVERYWHERE.get(host, host), port
 
 
+def edge(settings: Settings) -> str:
+    """Where the proxy listens for applications."""
+    return f"{settings.http_host}:{settings.http_port}"
+
+
 def base_url(settings: Settings) -> str:
     """The URL of the edge for somebody on this machine, without a slash at its end."""
-    host, port = reachable(f"{settings.http_host}:{settings.http_port}")
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    host, port = reachable(edge(settings))
+    scheme = "https" if settings.tls_cert else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def own_name() -> str:

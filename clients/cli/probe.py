@@ -40,11 +40,14 @@ def ask_by_environment(service: str, environ: Mapping[str, str]) -> Answer | Non
     return ask(service, listen, TIMEOUT)
 
 
-def ask(service: str, listen: str, timeout: float) -> Answer:
-    """What the service says that listens for HTTP at `host:port`."""
+def ask(service: str, listen: str, timeout: float, *, tls: bool = False) -> Answer:
+    """What the service says that listens for HTTP at `host:port`.
+
+    tls: over https, whatever the certificate: who looks from the same machine does not know under which name it was made.
+    """
     host, port = reachable(listen)
     try:
-        with socket.create_connection((host, port), timeout=timeout) as connection:
+        with socket.create_connection((host, port), timeout=timeout) as plain, _secured(plain, tls=tls) as connection:
             connection.sendall(_REQUEST)
             with connection.makefile("rb") as reader:
                 status = reader.readline(1024).decode("ascii", "replace").split()
@@ -52,3 +55,15 @@ def ask(service: str, listen: str, timeout: float) -> Answer:
         return Answer(service, ready=False, detail=f"no answer at {host}:{port}: {fault or type(fault).__name__}")
     code = status[1] if len(status) > 1 and status[0].startswith("HTTP/") else "?"
     return Answer(service, ready=code == "200", detail=f"HTTP {code} at {host}:{port}")
+
+
+def _secured(connection: socket.socket, *, tls: bool) -> socket.socket:
+    """The connection, under TLS where it is asked for. Raises OSError."""
+    if not tls:
+        return connection
+    import ssl  # noqa: PLC0415 - costs as much as all the rest, and is rarely needed
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context.wrap_socket(connection)

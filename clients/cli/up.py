@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import http.client
 import json as jsonlib
 import os
 import socket
@@ -17,8 +16,9 @@ from typing import Any
 
 from clients.cli.__main__ import command
 from clients.cli.output import FAULT, Failure, Json, nobody_reads, tell, tell_json
-from clients.cli.places import base_url, own_name, reachable
+from clients.cli.places import base_url, edge, own_name, reachable
 from clients.cli.ports import free_port, listeners, port_fault
+from clients.cli.probe import ask as ask_http
 from clients.cli.supervisor import Command, Supervisor, spawn
 from gateway.process.logs import configure, get_logger
 from gateway.process.settings import Settings, load_settings
@@ -118,11 +118,11 @@ def _aside(supervisor: Supervisor, arguments: Sequence[str], *, capture: bool) -
 def _wait_until_ready(supervisor: Supervisor, settings: Settings) -> None:
     """Returns when all four answer, or when it is told to stop."""
     waiting: dict[str, Callable[[], bool]] = {
-        "demo": lambda: _answers(settings.demo_listen),
+        "demo": lambda: ask_http("demo", settings.demo_listen, 1.0).ready,
         "auth": lambda: _takes_connections(settings.auth_listen),
         "admin": lambda: _takes_connections(settings.admin_listen),
         # Its readiness says that auth answers, too.
-        "proxy": lambda: _answers(f"{settings.http_host}:{settings.http_port}"),
+        "proxy": lambda: ask_http("proxy", edge(settings), 1.0, tls=settings.tls_cert is not None).ready,
     }
     complaint = time.monotonic() + READY_PATIENCE
     while waiting and not supervisor.told_to_stop:
@@ -139,19 +139,6 @@ def _takes_connections(listen: str) -> bool:
             return True
     except OSError:
         return False
-
-
-def _answers(listen: str) -> bool:
-    """Whether a service says over HTTP that it is ready."""
-    host, port = reachable(listen)
-    connection = http.client.HTTPConnection(host, port, timeout=1.0)
-    try:
-        connection.request("GET", "/readyz")
-        return connection.getresponse().status == http.client.OK
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 @contextmanager

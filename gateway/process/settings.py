@@ -168,7 +168,7 @@ class Settings(BaseModel):
     on_hangup: Annotated[Literal["cancel", "drain"], PlainValidator(values.choice("cancel", "drain"))] = "cancel"
     """When the caller hangs up: `cancel` the provider's answer, or `drain` it, to be charged by its own numbers."""
     providers: tuple[ProviderSettings, ...] = Field(
-        default=(), json_schema_extra={"default": "demo; openai with OPENAI_API_KEY"}
+        default=(), json_schema_extra={"default": "demo; openai with OPENAI_API_KEY or OPENAI_API_KEY_FILE"}
     )
     """The providers: `[[providers]]` in the file, a JSON array in the environment."""
     prices: tuple[PriceSettings, ...] = Field(default=(), json_schema_extra={"default": "the built-in table"})
@@ -208,6 +208,8 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     faults = list(found.faults)
     settings, left_out = _validate(raw, found.values, faults)
     faults.extend(conflicts(settings, found.values, left_out))
+    if len(_openai_keys(environ)) > 1:
+        faults.append("environment: OPENAI_API_KEY_FILE: OPENAI_API_KEY is set too: set one of them")
     if faults:
         raise SettingsError(faults)
     return settings.model_copy(update={"providers": (*settings.providers, *_built_in(settings, environ))})
@@ -261,13 +263,20 @@ def _built_in(settings: Settings, environ: Mapping[str, str]) -> list[ProviderSe
     """The providers that nobody has to write down: openai where its key is, and the demo provider."""
     names = {provider.name for provider in settings.providers}
     added = []
-    if "openai" not in names and environ.get("OPENAI_API_KEY", "").strip():
-        added.append(ProviderSettings(name="openai", kind="openai", api_keys=("env:OPENAI_API_KEY",), models=OPENAI_MODELS))
+    keys = _openai_keys(environ)
+    if "openai" not in names and keys:
+        added.append(ProviderSettings(name="openai", kind="openai", api_keys=keys, models=OPENAI_MODELS))
     if "demo" not in names:
         # Our own server, wherever the operator put it: in compose its name resolves to a private address.
         url = f"http://{settings.demo_address}/v1"
         added.append(ProviderSettings(name="demo", kind="demo", base_url=url, models=DEMO_MODELS, allow_address=True))
     return added
+
+
+def _openai_keys(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Where OpenAI's key is, as `api_keys` would say it."""
+    variable, file = (environ.get(name, "").strip() for name in ("OPENAI_API_KEY", "OPENAI_API_KEY_FILE"))
+    return ("env:OPENAI_API_KEY",) * bool(variable) + (f"file:{file}",) * bool(file)
 
 
 def _default_text(extra: Any, default: Any) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway import usage
-from gateway.process.settings import load_settings
+from gateway.process.settings import SettingsError, load_settings
 from gateway.process.settings_tables import RATES
 from tests.gateway.conftest import PROVIDER, Faults, Load
 
@@ -159,6 +159,13 @@ def test_openai_is_there_with_its_key(load: Load, tmp_path: Path, monkeypatch: p
     assert "gpt-*" in openai.models
     assert demo.kind == "demo"
     assert [provider.name for provider in load_settings({"OPENAI_API_KEY": " "}).providers] == ["demo"]
+
+
+def test_the_key_of_openai_may_stand_in_a_file_but_not_in_both_places():
+    openai, _ = load_settings({"OPENAI_API_KEY_FILE": "/run/secrets/openai", "OPENAI_API_KEY": ""}).providers
+    assert (openai.name, openai.api_keys) == ("openai", ("file:/run/secrets/openai",))
+    with pytest.raises(SettingsError, match="OPENAI_API_KEY_FILE: OPENAI_API_KEY is set too"):
+        load_settings({"OPENAI_API_KEY_FILE": "/run/secrets/openai", "OPENAI_API_KEY": "sk-x"})
 
 
 def test_the_files_openai_is_the_only_one(tmp_path: Path) -> None:
