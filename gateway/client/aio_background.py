@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -84,10 +85,9 @@ class AsyncBackground:
         until = time.monotonic() + timeout
         while len(self._pending) and (left := until - time.monotonic()) > 0:
             self._settled.clear()
-            try:
-                await asyncio.wait_for(self._settled.wait(), left)
-            except TimeoutError:
-                break
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._settled.wait()
         return self._pending.undelivered()
 
     async def stop(self) -> None:
@@ -120,10 +120,10 @@ class AsyncBackground:
             if report is not None:
                 await self._deliver(report)
             if not due and report is None:
-                try:
-                    await asyncio.wait_for(self._work.wait(), self._idle_for())
-                except TimeoutError:
-                    continue
+                # Not `wait_for`: in Python 3.11 it loses a cancellation that comes together with the event.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._idle_for()):
+                        await self._work.wait()
 
     def _idle_for(self) -> float | None:
         moments = [moment for moment in (self._leases.next_due(),) if moment is not None]

@@ -275,12 +275,12 @@ class MemoryAuth:
 
     def _detail(self, answer: pb.GetTokenUsageResponse) -> None:
         mine = [call for call in self.calls.values() if call.token_id == answer.token_id]
-        for model in dict.fromkeys(call.model for call in mine if call.state is State.SETTLED):
+        for model in dict.fromkeys(call.model for call in mine if call.state is not State.ADMITTED):
             served = [call for call in mine if call.model == model and call.state is State.SETTLED]
             tokens = sum(call.usage.get(INPUT, 0) + call.usage.get(OUTPUT, 0) for call in served)
             spent = sum(call.cost_nanos for call in served)
             answer.models.add(model=model, requests=len(served), total_tokens=tokens, amount_spent_nanos=spent)
-        for call in reversed(mine[-20:]):
+        for call in sorted(mine, key=lambda call: call.request_id, reverse=True)[:20]:
             tokens = call.usage.get(INPUT, 0) + call.usage.get(OUTPUT, 0)
             entry = answer.recent.add(
                 request_id=call.request_id, model=call.model, tokens=tokens, amount_nanos=call.cost_nanos, status=call.state

@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry
+
 from gateway.client import AsyncGateway, Gateway
 from gateway.rpc.identity import issue
 from gateway.rpc.server import Server, bind
 from services.auth.app import make_server
 from services.auth.denials import DenialLog
+from services.auth.metrics import AuthMetrics
 from tests.support.certificates import authority, make_identities
 from tests.support.ledger import KEY, MovedClock, add_token, make_database, open_ledger
 
@@ -20,7 +23,7 @@ RIGHTS = ("ValidateToken", "RecordUsage", "RenewLease", "GetTokenUsage")
 class RealAuth:
     """The running service. `gateway()` is a client of it in the name of an internal service."""
 
-    def __init__(self, folder: Path, **settings: object) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.clock = MovedClock()
         self.identities = make_identities(folder / "pki", "auth", "admin", "proxy")
@@ -29,7 +32,6 @@ class RealAuth:
         self.ledger = open_ledger(self.db, self.clock)
         self.port = 0
         self._server: Server | None = None
-        self._settings = settings
         self.start()
 
     def issue(self, name: str, rpcs: tuple[str, ...], rights: tuple[str, ...] = (), **more: float) -> Path:
@@ -40,15 +42,16 @@ class RealAuth:
     def start(self) -> None:
         """Listens, on the same port as before."""
         identity = self.identities["auth"]
-        denials = DenialLog(self.clock)
+        registry = CollectorRegistry()
         self._server = make_server(
             db=self.db,
             ledger=self.ledger,
-            denials=denials,
+            denials=DenialLog(self.clock),
             identity=identity,
             token_key=KEY,
             clock=self.clock,
-            **self._settings,  # type: ignore[arg-type] # a test's shorthand
+            registry=registry,
+            metrics=AuthMetrics(registry),
         )
         self.port = bind(self._server, f"127.0.0.1:{self.port}", identity)
         self._server.start()
@@ -78,9 +81,9 @@ class RealAuth:
 
 
 @contextmanager
-def real_auth(folder: Path, **settings: object) -> Iterator[RealAuth]:
+def real_auth(folder: Path) -> Iterator[RealAuth]:
     """An auth that stops at the end of the block."""
-    auth = RealAuth(folder, **settings)
+    auth = RealAuth(folder)
     try:
         yield auth
     finally:
