@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -12,14 +13,14 @@ class Balancer:
     """Listens on loopback and passes each connection to one of `ports`.
 
     It looks at `/readyz` every `interval` seconds and gives new connections to those that said 200, in turn; a connection that
-    is refused goes to the next one. Open connections stay where they are. `connections` counts them by port.
+    is refused goes to the next one. Open connections stay where they are. `ports` may change; `connections` counts by port.
     """
 
     def __init__(self, ports: Sequence[int], *, interval: float = 0.25) -> None:
         self.ports = list(ports)
         self.interval = interval
         self.ready: set[int] = set()
-        self.connections = dict.fromkeys(ports, 0)
+        self.connections: Counter[int] = Counter()
         self.port = 0
         self._turn = 0
         self._server: asyncio.Server | None = None
@@ -30,9 +31,8 @@ class Balancer:
         return f"http://127.0.0.1:{self.port}/v1"
 
     async def __aenter__(self) -> Balancer:
-        self.ready = {port for port in self.ports if await self._is_ready(port)}
-        for port in self.ports:
-            self._run(self._look(port))
+        await self._look()
+        self._run(self._keep_looking())
         self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0, backlog=1024)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
@@ -49,10 +49,15 @@ class Balancer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _look(self, port: int) -> None:
+    async def _keep_looking(self) -> None:
         while True:
             await asyncio.sleep(self.interval)
-            (self.ready.add if await self._is_ready(port) else self.ready.discard)(port)
+            await self._look()
+
+    async def _look(self) -> None:
+        ports = list(self.ports)
+        told = await asyncio.gather(*(self._is_ready(port) for port in ports))
+        self.ready = {port for port, ready in zip(ports, told, strict=True) if ready}
 
     async def _is_ready(self, port: int) -> bool:
         try:
@@ -85,7 +90,8 @@ class Balancer:
 
     async def _dial(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         self._turn += 1
-        order = self.ports[self._turn % len(self.ports) :] + self.ports[: self._turn % len(self.ports)]
+        turn = self._turn % max(1, len(self.ports))
+        order = self.ports[turn:] + self.ports[:turn]
         for port in sorted(order, key=lambda one: one not in self.ready):
             with contextlib.suppress(OSError):
                 both = await asyncio.open_connection("127.0.0.1", port)

@@ -141,21 +141,22 @@ class Provider:
             self._file.write(to_line(call))
 
 
-async def _serve(port: int, ledger: Path | None) -> None:
+async def _serve(host: str, port: int, ledger: Path | None) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with Provider(port=port, ledger=ledger) as provider:
+    async with Provider(host=host, port=port, ledger=ledger) as provider:
         print(provider.base_url, flush=True)
         await stop.wait()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="A scripted provider in OpenAI's dialect.")
+    parser.add_argument("--host", default="127.0.0.1", help="where it listens: 0.0.0.0 for containers too")
     parser.add_argument("--port", type=int, default=0, help="0: any free one; its base URL is printed")
     parser.add_argument("--ledger", type=Path, help="a file for one line of JSON when a call is accepted and one when it ends")
     arguments = parser.parse_args()
-    asyncio.run(_serve(arguments.port, arguments.ledger))
+    asyncio.run(_serve(arguments.host, arguments.port, arguments.ledger))
 
 
 if __name__ == "__main__":
