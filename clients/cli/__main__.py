@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.util import find_spec
 from typing import NoReturn
 
 from clients.cli.probe import ask_by_environment
 
 SERVICES = ("auth", "admin", "proxy", "demo")
+
+_OF_THE_EXTRA = ("cyclopts", "peewee", "structlog")  # that these are missing tells an installation without `services`
 
 
 def command(service: str) -> list[str]:
@@ -24,6 +27,9 @@ def become(service: str) -> NoReturn:
 def main() -> int:
     """Runs the command line of this process; gives its exit code."""
     arguments = sys.argv[1:]
+    if any(find_spec(name) is None for name in _OF_THE_EXTRA):
+        print("gateway: only the client is installed here: pip install 'gateway-zero[services]'", file=sys.stderr)
+        return 2
     if len(arguments) == 1 and arguments[0] in SERVICES:
         become(arguments[0])
     if len(arguments) == 2 and arguments[0] == "health" and arguments[1] in SERVICES:

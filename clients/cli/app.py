@@ -50,6 +50,15 @@ _COMMANDS = {
         Example: gateway token create --name app --max-amount 5 --json
         """,
     ),
+    "identity": (
+        "clients.cli.identity:app",
+        """Make certificates for internal services, and see which were made.
+
+        Each names the methods of auth that its holder may call.
+
+        Example: gateway identity create billing --out billing-identity
+        """,
+    ),
     "admin": (
         "clients.cli.admin:app",
         """Run the admin service; set administrators' passwords.

@@ -17,6 +17,7 @@ _INSPECTIONS: tuple[Callable[[Settings], Iterable[Finding]], ...] = (
     inspection.file_system,
     inspection.disk_speed,
     inspection.certificates,
+    inspection.internal_services,
     edge_inspection.certificate,
     edge_inspection.trusted_proxies,
     inspection.database,

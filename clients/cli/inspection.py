@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from cryptography import x509
 
+from clients.cli.issued import issued_identities
 from clients.cli.output import Failure
 from clients.cli.ports import listeners, port_fault
 from gateway.errors import GatewayError
@@ -137,6 +138,18 @@ def certificates(settings: Settings) -> Iterator[Finding]:
                 f"expires in {days} days: stop the services, remove {authority.parent.parent}, run `gateway init`, start them"
             )
             yield Finding(WARNING, "certificate authority", text)
+
+
+def internal_services(settings: Settings) -> Iterator[Finding]:
+    """How long the identities that were issued to internal services are good."""
+    for one in issued_identities(settings):
+        days = (one.expires_at - datetime.now(UTC)).days
+        if days < EXPIRES_SOON_DAYS:
+            text = "has expired" if days < 0 else f"expires in {days} days"
+            advice = f"`gateway identity create {one.name} --force`, copy its files to the service and restart it"
+            yield Finding(WARNING, f"identity {one.name}", f"{text}: {advice}")
+        else:
+            yield Finding(OK, f"identity {one.name}", f"good for {days} days")
 
 
 def database(settings: Settings) -> Iterator[Finding]:
