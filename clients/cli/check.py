@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 
-from clients.cli import edge_inspection, inspection
+from clients.cli import database_inspection, edge_inspection, inspection
 from clients.cli.inspection import FAULT, Finding
 from clients.cli.output import FAULT as FAULT_CODE
 from clients.cli.output import OK, USAGE, Json, table, tell_json
@@ -20,7 +20,7 @@ _INSPECTIONS: tuple[Callable[[Settings], Iterable[Finding]], ...] = (
     inspection.internal_services,
     edge_inspection.certificate,
     edge_inspection.trusted_proxies,
-    inspection.database,
+    database_inspection.database,
     inspection.providers,
     inspection.prices,
     inspection.ports,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import statistics
 import sys
 import tempfile
@@ -19,19 +18,13 @@ from cryptography import x509
 from clients.cli.issued import issued_identities
 from clients.cli.output import Failure
 from clients.cli.ports import listeners, port_fault
-from gateway.errors import GatewayError
-from gateway.process import token_key
 from gateway.process.settings import Settings
 from gateway.rpc.identity import OWN_NAMES, Identity, IdentityError, expires_at
-from gateway.storage.database import connect
-from gateway.storage.installation import claim_token_key
-from gateway.storage.migrate import pending, refuse_newer
 
 OK = "ok"
 WARNING = "warning"
 FAULT = "fault"
 
-SOUND_SQLITE = (3, 51, 3)  # before it, two connections that checkpoint at once can corrupt a WAL
 SLOW_SYNC_MS = 10.0  # one admission waits for one sync, and a caller waits a second in all
 EXPIRES_SOON_DAYS = 30
 AUTHORITY_EXPIRES_SOON_DAYS = 180
@@ -88,7 +81,9 @@ def data_directory(settings: Settings) -> Iterator[Finding]:
 
 def file_system(settings: Settings) -> Iterator[Finding]:
     """Refuses network file systems for the database and the outbox."""
-    for directory in dict.fromkeys((settings.data_dir, _database_path(settings).parent, settings.outbox_dir)):
+    file = sqlite_file(settings)
+    database_directory = settings.data_dir if file is None else file.parent
+    for directory in dict.fromkeys((settings.data_dir, database_directory, settings.outbox_dir)):
         kind = _file_system_of(directory)
         if kind is None:
             yield Finding(WARNING, "file system", f"that of {directory} cannot be told on this system: it must be a local disk")
@@ -152,42 +147,6 @@ def internal_services(settings: Settings) -> Iterator[Finding]:
             yield Finding(OK, f"identity {one.name}", f"good for {days} days")
 
 
-def database(settings: Settings) -> Iterator[Finding]:
-    """Whether the database can be reached, has this release's schema, and belongs to the token key."""
-    version = sqlite3.sqlite_version_info
-    if version < SOUND_SQLITE:
-        text = f"{sqlite3.sqlite_version} is older than 3.51.3, where two checkpoints at once can corrupt a WAL"
-        yield Finding(WARNING, "SQLite", f"{text}: let nothing but the gateway checkpoint its database")
-    else:
-        yield Finding(OK, "SQLite", sqlite3.sqlite_version)
-    path = _database_path(settings)
-    if not path.is_file():
-        yield Finding(FAULT, "database", f"there is no database at {path}: run `gateway init`")
-        return
-    try:
-        db = connect(settings.database_url)
-    except GatewayError as fault:
-        yield Finding(FAULT, "database", fault.message)
-        return
-    try:
-        refuse_newer(db)
-        missing = pending(db)
-        if missing:
-            yield Finding(FAULT, "database", f"it lacks {', '.join(missing)}: run `gateway migrate`")
-            return
-        yield Finding(OK, "database", f"{path}, schema up to date")
-        key = token_key.read(settings.token_key_file)
-        if not db.query("SELECT 1 FROM meta WHERE key = 'token_key_fingerprint'"):
-            yield Finding(FAULT, "token key", "the database knows no token key yet: run `gateway init`")
-            return
-        claim_token_key(db, key)
-        yield Finding(OK, "token key", "belongs to this database")
-    except GatewayError as fault:
-        yield Finding(FAULT, "database", fault.message)
-    finally:
-        db.close()
-
-
 def providers(settings: Settings) -> Iterator[Finding]:
     """Warns of keys that stand in the configuration, and finds those that are missing."""
     for provider in settings.providers:
@@ -230,9 +189,10 @@ def ports(settings: Settings) -> Iterator[Finding]:
             yield Finding(WARNING, variable, f"{listen}: {fault}; fine if that is the gateway itself (`gateway health --all`)")
 
 
-def _database_path(settings: Settings) -> Path:
-    """The file of the SQLite database."""
-    return Path(unquote(urlsplit(settings.database_url).path[1:]))
+def sqlite_file(settings: Settings) -> Path | None:
+    """The file of the SQLite database; None where the database is a server."""
+    parts = urlsplit(settings.database_url)
+    return Path(unquote(parts.path[1:])) if parts.scheme == "sqlite" else None
 
 
 def _secret_files(settings: Settings) -> list[Path]:
