@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -40,6 +41,10 @@ SELECT set_config('lock_timeout', %s, false),
 """
 _REWRITE_UP_TO: Final = 8 << 20  # bytes: 30,000 tokens, 0.2 s
 _PREPARED: Final = 400  # statements that a connection keeps prepared: a few shapes, each in several sizes
+
+
+# What the driver logs of a connection that broke reaches the caller as an error anyway.
+logging.getLogger("psycopg").setLevel(logging.CRITICAL)
 
 
 class PostgresDatabase(Database, peewee.PostgresqlDatabase):

@@ -143,6 +143,7 @@ def load_rows(db: Database, source: str, wanted: Iterable[PriceRow], now: str) -
             row.valid_from,
         )
 
+    keys = {key(row): row for row in wanted}  # before the transaction: reading the built-in prices takes a second
     with db.write():
         db.serialize(_LOADING)
         live = {
@@ -153,7 +154,6 @@ def load_rows(db: Database, source: str, wanted: Iterable[PriceRow], now: str) -
                 (source,),
             )
         }
-        keys = {key(row): row for row in wanted}
         retired = [(now, price_id) for k, price_id in live.items() if k not in keys]
         added = [(*k, source) for k in keys if k not in live]
         db.run_many("UPDATE prices SET retired_at = ? WHERE id = ?", retired)
