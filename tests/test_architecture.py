@@ -59,6 +59,7 @@ HOST_COMMANDS = {
     "clients.cli.init",
     "clients.cli.first",
     "clients.cli.inspection",
+    "clients.cli.backup",
 }  # these alone open the database
 
 

@@ -122,6 +122,24 @@ _COMMANDS = {
         Example: gateway reconcile --json
         """,
     ),
+    "backup": (
+        "clients.cli.backup:backup",
+        """Put database, token key and certificates into one file.
+
+        The services go on meanwhile. The file opens the whole installation: keep it as you keep its keys.
+
+        Example: gateway backup --out gateway-2027-01-31.tar
+        """,
+    ),
+    "restore": (
+        "clients.cli.backup:restore",
+        """Make an installation from a backup.
+
+        Never touches one that is there: the data directory must have no database, no keys and no certificates.
+
+        Example: GATEWAY_DATA_DIR=/srv/gateway-again gateway restore gateway-2027-01-31.tar
+        """,
+    ),
     "migrate": (
         "clients.cli.host:migrate",
         """Bring the database to this release's schema and prices, and load those of gateway.toml.
