@@ -17,6 +17,8 @@ from tests.suite.conftest import Installation, Installer
 from tests.suite.load import call, calls
 from tests.suite.stack import Stack, wait_for
 
+SLOW = {"stream": True, "prompt": "tokens:4 chunks:4 seconds:0.4"}
+
 
 def books(stack: Stack) -> list[dict[str, Any]]:
     return stack.query("SELECT id, total_spent_nanos, held_nanos, open_calls, request_count FROM client_tokens ORDER BY id")
@@ -37,7 +39,7 @@ def restore_beside(suite: Installation, file: Path, name: str) -> Stack:
 async def test_a_backup_under_load_is_whole_and_its_books_add_up(fresh: Installer):
     suite = fresh("auth", "proxy")
     token = suite.token(max_amount=50)
-    load = asyncio.create_task(calls(suite.stack.base_url, token, 300, at_once=20, model="gpt-test"))
+    load = asyncio.create_task(calls(suite.stack.base_url, token, 300, at_once=20, model="gpt-test", **SLOW))
     files = []
     await asyncio.to_thread(wait_for, "calls are being made", lambda: len(suite.provider.calls()) > 20)
     while not load.done() and len(files) < 2:
