@@ -26,7 +26,9 @@ class Area:
 
 AREAS = {
     "gateway": Area(own={"gateway"}, others=set()),
-    "gateway.storage": Area(own={"gateway", "gateway.storage"}, others={"peewee", "playhouse", "genai_prices", "argon2"}),
+    "gateway.storage": Area(
+        own={"gateway", "gateway.storage"}, others={"peewee", "playhouse", "psycopg", "genai_prices", "argon2"}
+    ),
     "gateway.rpc": Area(
         own={"gateway", "gateway.rpc", "gateway.process", "gateway.stubs"}, others=GRPC | {"cryptography", "structlog"}
     ),
@@ -58,7 +60,7 @@ HOST_COMMANDS = {
     "clients.cli.host",
     "clients.cli.init",
     "clients.cli.first",
-    "clients.cli.inspection",
+    "clients.cli.database_inspection",
     "clients.cli.backup",
 }  # these alone open the database
 
