@@ -51,6 +51,7 @@ _LATE: Final = 0.1
 _TOO_LATE: Final = 0.01
 _BESIDE: Final = 0.3  # seconds after which another server is asked beside one that is late; both fit into RPC_TIMEOUT
 _SETTLE_TIMEOUT: Final = 5.0
+_SETTLE_TIMEOUT_BESIDE: Final = 2.0  # the same where another server can take them
 _UNAVAILABLE: Final = grpc.StatusCode.UNAVAILABLE.value[0]
 # What auth says before it does anything. To the caller these are a fault of ours: he is neither unknown nor forbidden.
 _OUR_FAULT: Final = (PermissionDenied, Unauthenticated, RequestTooLarge)
@@ -301,7 +302,8 @@ class AuthClient:
                     asked.discard(task)
         finally:
             for task in asked:
-                task.cancel()
+                if not task.cancel() and not task.cancelled():
+                    task.exception()  # it was answered in the same moment, and nobody else looks
 
     def _resolve(self, waiting: _Waiting, result: pb.ValidationResult) -> bool:
         """Gives a caller his answer; False when auth is to be asked again."""
@@ -386,7 +388,9 @@ class AuthClient:
         replica = self._chosen()
         with _faults():
             request = pb.BatchRecordUsageRequest(settlements=settlements)
-            response = await replica.ask(replica.stub.BatchRecordUsage, request, _SETTLE_TIMEOUT)
+            others = self._replicas.choose(beside=replica) is not None
+            seconds = _SETTLE_TIMEOUT_BESIDE if others else _SETTLE_TIMEOUT
+            response = await replica.ask(replica.stub.BatchRecordUsage, request, seconds)
         return list(response.settlements)
 
     async def _settle_pending(self, key: bytes, until: float) -> None:

@@ -165,7 +165,7 @@ class Replicas:
         for host, _, port in self._places:
             try:
                 told = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
-            except OSError as error:
+            except (OSError, UnicodeError) as error:
                 _log.debug("auth's name is not found", host=host, error=str(error))
                 return []
             found += [_dialled(str(where[0]), int(port)) for *_, where in told]

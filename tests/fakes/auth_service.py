@@ -221,8 +221,9 @@ class FakeAuthService(auth_pb2_grpc.AuthServiceServicer):
 class FakeAuthServer:
     """The service on loopback with mutual TLS; it can go away and come back on the same port."""
 
-    def __init__(self, service: FakeAuthService, identity: Identity) -> None:
+    def __init__(self, service: FakeAuthService, identity: Identity, *, connection_age_ms: int | None = None) -> None:
         self.service = service
+        self._options = [("grpc.max_connection_age_ms", connection_age_ms)] if connection_age_ms else []
         self.port = 0
         self._identity = identity
         self._server: grpc.Server | None = None
@@ -232,7 +233,7 @@ class FakeAuthServer:
         return f"127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
+        server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0), *self._options])
         auth_pb2_grpc.add_AuthServiceServicer_to_server(self.service, server)
         self.health = health.HealthServicer(experimental_non_blocking=True)
         self.health.set("", health_pb2.HealthCheckResponse.SERVING)

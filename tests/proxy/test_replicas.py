@@ -69,10 +69,14 @@ class Pair:
 
 
 @asynccontextmanager
-async def pair_of(directory: Path, *, token: Token | None = None, address: str = "") -> AsyncIterator[Pair]:
+async def pair_of(
+    directory: Path, *, token: Token | None = None, address: str = "", connection_age_ms: int | None = None
+) -> AsyncIterator[Pair]:
     identities = make_identities(directory / "pki", "auth", "proxy")
     ledger = Ledger(tokens={TOKEN: token or Token()})
-    servers = [FakeAuthServer(FakeAuthService(ledger), identities["auth"]) for _ in range(2)]
+    servers = [
+        FakeAuthServer(FakeAuthService(ledger), identities["auth"], connection_age_ms=connection_age_ms) for _ in range(2)
+    ]
     servers[1].service._lock = servers[0].service._lock  # one database
     for server in servers:
         server.start()
@@ -109,7 +113,7 @@ async def test_one_that_dies_and_comes_back_again_and_again_costs_no_call(tmp_pa
     async with pair_of(tmp_path) as pair:
 
         async def nemesis() -> None:
-            for turn in range(6):
+            for turn in range(4):
                 await asyncio.sleep(0.3)
                 victim = pair.servers[turn % 2]
                 await asyncio.to_thread(victim.stop)
@@ -118,18 +122,25 @@ async def test_one_that_dies_and_comes_back_again_and_again_costs_no_call(tmp_pa
                 address = f"ipv4:{victim.address}"
                 await eventually(lambda: pair.replicas._replicas[address].connected)  # noqa: B023 - awaited in the loop
 
-        told, _ = await asyncio.gather(pair.load(4.0), nemesis())
+        told, _ = await asyncio.gather(pair.load(2.5), nemesis())
         assert set(told) == {"granted"}
         assert max(pair.waits) < 0.5
         await pair.settle()
         assert pair.ledger.tokens[TOKEN].spent == 4 * len(told)
 
 
+async def test_connections_that_their_servers_end_all_the_time_cost_no_call(tmp_path):
+    async with pair_of(tmp_path, connection_age_ms=100) as pair:
+        assert set(await pair.load(1.5)) == {"granted"}
+        assert max(pair.waits) < 0.5
+        await pair.settle()
+
+
 async def test_one_that_hangs_costs_no_call_and_is_asked_again_when_it_goes_on(tmp_path):
     async with pair_of(tmp_path) as pair:
         hanging = pair.servers[0].service
         hanging.flowing.clear()
-        assert set(await pair.load(3.0)) == {"granted"}
+        assert set(await pair.load(2.0)) == {"granted"}
         assert max(pair.waits) < 0.6
         assert pair.client.ready
         before = len(hanging.batches)

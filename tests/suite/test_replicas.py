@@ -148,6 +148,35 @@ async def test_one_auth_of_two_that_is_killed_costs_no_call(replicated):
 
 
 @over("postgres")
+async def test_one_auth_of_two_that_stands_still_is_gone_around(replicated):
+    """Where it stops in the middle of a transaction, the database frees its rows after two seconds."""
+    suite = replicated(*FOUR)
+    token = suite.token(max_amount=1000)
+
+    async def load(seconds: float) -> list[Told]:
+        ends = asyncio.get_running_loop().time() + seconds
+        return await paced_calls(
+            suite.stack.base_url,
+            token,
+            a_second=ROLL_RATE,
+            until=lambda: asyncio.get_running_loop().time() > ends,
+            model="gpt-test",
+            prompt="unique:1 tokens:5",
+        )
+
+    assert set(outcome(await load(1))) == {"200 "}
+    suite.stack.pause("auth")
+    told = await load(3)
+    assert set(outcome(told)) <= {"200 ", "503 auth_unavailable"}
+    told += await load(2)
+    assert set(outcome(told[-int(1.5 * ROLL_RATE) :])) == {"200 "}, outcome(told)
+    suite.stack.go_on("auth")
+    told += await load(1)
+    assert set(outcome(told[-int(0.5 * ROLL_RATE) :])) == {"200 "}, outcome(told)
+    books_are_right(suite, RATES, told)
+
+
+@over("postgres")
 @pytest.mark.timeout(300 + 120 * ROLLS)
 async def test_all_four_are_restarted_one_after_the_other_and_every_call_succeeds(replicated):
     suite = replicated(*FOUR, GATEWAY_LAME_DUCK="1")
