@@ -28,7 +28,7 @@ LABEL org.opencontainers.image.title="Gateway Zero" org.opencontainers.image.lic
 # each start and each health check would compile it again.
 RUN python -m compileall -q "$(python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')"
 # Named volumes take owner and mode from what the image has in their place.
-RUN cd / && for folder in data data/outbox data/keys data/postgres data/pki \
+RUN cd / && for folder in data data/backups data/outbox data/keys data/postgres data/pki \
       data/pki/ca data/pki/auth data/pki/admin data/pki/operator data/pki/proxy; do \
       install -d -o 10001 -g 10001 -m 700 "/$folder"; \
     done && install -d -m 755 /etc/gateway-zero

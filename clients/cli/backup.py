@@ -134,15 +134,26 @@ def _places(settings: Settings, names: list[str]) -> dict[str, Path]:
 
 
 def _require_empty(places: Any) -> None:
-    found = [str(place) for place in places if place.exists() or Path(f"{place}-wal").exists()]
+    found = [str(place) for place in places if _is_taken(place)]
     if found:
         raise Failure(
             f"there is an installation already ({', '.join(found)}): restore into another GATEWAY_DATA_DIR, or move it away"
         )
 
 
+def _is_taken(place: Path) -> bool:
+    """Whether something is there; folders alone are nothing, as containers have empty ones where volumes are mounted."""
+    if place.is_dir():
+        return any(not path.is_dir() for path in place.rglob("*"))
+    return place.exists() or Path(f"{place}-wal").exists()
+
+
 def _move(source: Path, target: Path) -> None:
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if target.is_dir():  # maybe a volume, onto which nothing can be moved: into it, then
+        for child in sorted(source.iterdir()):
+            _move(child, target / child.name)
+        return
     if source.stat().st_dev == target.parent.stat().st_dev:
         source.rename(target)
     else:  # a volume of its own, as containers have one for the key
