@@ -30,7 +30,7 @@ OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
     ("grpc.server_handshake_timeout_ms", 10_000),
     # A client looks its server's name up again when a connection ends: so replicas that came later get their share within
-    # half a minute (gRPC spreads it by a tenth). A handshake costs 2 ms; no call notices (5,000 calls at an age of 100 ms).
+    # half a minute (gRPC spreads it by a tenth). No call notices; the tests let connections grow 100 ms old.
     ("grpc.max_connection_age_ms", 30_000),
     ("grpc.max_connection_age_grace_ms", 120_000),
 )
