@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final
 from cyclopts import App, Parameter
 
 from clients.cli.issued import Issued, issued_identities, remember
-from clients.cli.output import USAGE, Failure, Json, fields, table, tell, tell_json
+from clients.cli.output import USAGE, Failure, Json, fields, table, tell, tell_json, warn
 from clients.cli.places import own_name
 from gateway.process.settings import Settings, load_settings
 from gateway.rpc.identity import LEAF_DAYS, OWN_NAMES, RECORD_UNADMITTED, IdentityError, issue
@@ -93,7 +93,10 @@ def create(
         made = Issued.read(target / "cert.pem")
         if tar:
             _write_tar(draft)
-    remember(settings, name, made.pem)
+    try:
+        remember(settings, name, made.pem)
+    except OSError as fault:
+        warn(f"the identity is good, but `gateway identity list` will not know it: {fault.filename}: {fault.strerror}")
     if tar:
         return
     if json:

@@ -115,6 +115,20 @@ def test_an_identity_comes_as_a_tar_where_there_is_no_folder_to_write_to(install
     assert done.stderr == b""
 
 
+def test_an_identity_is_given_also_where_it_cannot_be_noted(installation, tmp_path):
+    issued = installation.data / "pki" / "issued"
+    aside = issued.rename(issued.with_name("aside")) if issued.exists() else None
+    issued.write_text("in the way")
+    try:
+        done = installation.gateway("identity", "create", "unnoted", "--out", str(tmp_path / "unnoted"))
+    finally:
+        issued.unlink()
+        if aside is not None:
+            aside.rename(issued)
+    assert "identity list" in done.stderr
+    assert (tmp_path / "unnoted" / "key.pem").exists()
+
+
 def test_the_check_warns_of_an_identity_that_ends_soon(installation, tmp_path):
     installation.gateway("identity", "create", "shortlived", "--days", "3", "--out", str(tmp_path / "s"))
     settings = load_settings(installation.environment)
