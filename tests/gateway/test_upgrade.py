@@ -56,6 +56,32 @@ while not codes or codes[-1]:
 print(json.dumps(codes))
 """
 
+# The same, in one database: each child is killed before its nth statement, until one gets through.
+KILLED_ON_POSTGRESQL = """
+import json, os, signal, sys
+import peewee
+from gateway.storage.database import connect
+from gateway.storage.migrate import migrate, pending
+
+codes = []
+execute = peewee.Database.execute_sql
+while not codes or codes[-1]:
+    child = os.fork()
+    if child == 0:
+        left = len(codes) + 1
+        def counted(self, *arguments, **options):
+            global left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return execute(self, *arguments, **options)
+        peewee.Database.execute_sql = counted
+        migrate(connect(sys.argv[1], busy_timeout=10.0))
+        os._exit(0)
+    codes.append(os.waitpid(child, 0)[1])
+print(json.dumps(codes))
+"""
+
 
 def fill(db: Database) -> None:
     """Rows as the first release wrote them: tokens with calls in every state, and books that add up."""
@@ -99,21 +125,26 @@ def sums(db: Database) -> list[list[tuple[object, ...]]]:
     return [db.query(sql) for sql in SUMS]
 
 
-@pytest.fixture
-def old(tmp_path: Path) -> Path:
-    """A database with the schema and the rows of the first release."""
-    path = tmp_path / "old.db"
-    db = connect(f"sqlite:///{path}")
-    with db.atomic("IMMEDIATE"):
+def make_old(url: str) -> None:
+    """Makes the schema and the rows of the first release."""
+    db = connect(url)
+    with db.write():
         Runner(db, str(migrations._DIRECTORY)).up(FIRST)
     fill(db)
     assert reconcile(db) == []
     db.close()
-    return path
 
 
-def test_the_sums_are_the_same_to_the_nano_dollar_after_the_upgrade(old: Path):
-    db = connect(f"sqlite:///{old}")
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A SQLite database of the first release."""
+    make_old(f"sqlite:///{tmp_path}/old.db")
+    return tmp_path / "old.db"
+
+
+def test_the_sums_are_the_same_to_the_nano_dollar_after_the_upgrade(database_url: str):
+    make_old(database_url)
+    db = connect(database_url)
     before = sums(db)
     assert migrate(db) == pending_after(FIRST)
     assert sums(db) == before
@@ -147,14 +178,35 @@ def test_whoever_is_killed_at_any_statement_leaves_what_the_next_one_finishes(ol
         db.close()
 
 
-def test_of_several_starters_at_once_one_migrates_and_all_go_on(old: Path):
+def test_on_postgresql_too_a_kill_at_any_statement_leaves_what_the_next_one_finishes(postgres_url: str):
+    make_old(postgres_url)
+    db = connect(postgres_url)
+    before = sums(db)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_ON_POSTGRESQL, postgres_url],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    codes = json.loads(done.stdout)
+    assert set(codes[:-1]) == {9}
+    assert len(codes) > 4
+    assert pending(db) == []
+    assert sums(db) == before
+    assert reconcile(db) == []
+    db.close()
+
+
+def test_of_several_starters_at_once_one_migrates_and_all_go_on(database_url: str):
+    make_old(database_url)
     code = (
         "import sys\nfrom gateway.storage.database import connect\nfrom gateway.storage.migrate import migrate\n"
         "db = connect(sys.argv[1], busy_timeout=10.0)\nprint('ready', flush=True)\nsys.stdin.read()\nprint(migrate(db))"
     )
     starters = [
         subprocess.Popen(
-            [sys.executable, "-c", code, f"sqlite:///{old}"],
+            [sys.executable, "-c", code, database_url],
             cwd=REPOSITORY,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
