@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -154,9 +155,12 @@ def _move(source: Path, target: Path) -> None:
         for child in sorted(source.iterdir()):
             _move(child, target / child.name)
         return
-    if source.stat().st_dev == target.parent.stat().st_dev:
+    try:
         source.rename(target)
-    else:  # a volume of its own, as containers have one for the key
+    except OSError as fault:
+        if fault.errno != errno.EXDEV:
+            raise
+        # A volume of its own, as containers have one for each secret; the numbers of their devices may be the same.
         draft = target.with_name(f".{target.name}.{os.getpid()}")
         shutil.copytree(source, draft) if source.is_dir() else shutil.copy2(source, draft)
         draft.rename(target)

@@ -57,25 +57,27 @@ class Project:
             **(settings or {}),
         }
 
-    def compose(self, *arguments: str, check: bool = True, timeout: float = 900.0) -> str:
+    def compose(self, *arguments: str, check: bool = True) -> str:
         """Runs `docker compose` and gives its standard output. Raises Refused with what it said when it fails."""
+        return _COLOURS.sub("", self.compose_bytes(*arguments, check=check).decode("utf-8", "replace"))
+
+    def compose_bytes(self, *arguments: str, check: bool = True, stdin: bytes = b"") -> bytes:
+        """The same with bytes; `stdin` is its standard input."""
         files = [word for file in self._files for word in ("-f", file)]
         command = ["docker", "compose", "--ansi", "never", "--env-file", os.devnull, "-p", self.name, *files, *arguments]
         done = subprocess.run(
             command,
             cwd=REPOSITORY,
             env=self._environment,
-            stdin=subprocess.DEVNULL,
+            input=stdin,
             capture_output=True,
-            text=True,
             check=False,
-            timeout=timeout,
+            timeout=900,
         )
         if check and done.returncode:
-            raise Refused(
-                f"docker compose {' '.join(arguments)}: exit {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
-            )
-        return _COLOURS.sub("", done.stdout)
+            told = (done.stdout[-2000:] + done.stderr[-4000:]).decode("utf-8", "replace")
+            raise Refused(f"docker compose {' '.join(arguments)}: exit {done.returncode}\n{told}")
+        return done.stdout
 
     def start(self, *options: str) -> float:
         """Brings everything up and gives the seconds until all of it is healthy. Raises Refused when that takes too long."""

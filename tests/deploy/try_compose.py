@@ -69,6 +69,7 @@ def on_one_machine(project: Project) -> None:
     keep_secrets_apart(project)
     outlive_a_kill(project, token, project.first_port, project.first_port)
     reconcile(project)
+    restore(project, token)
     project.stop()
     said(f"down and up: healthy after {project.start():.1f} s")
     expect("tokens outlive `down`", *ok(chat(project.first_port, token)))
@@ -158,6 +159,18 @@ def outlive_a_kill(project: Project, token: str, port: int, witness: int) -> Non
     until("the successor settles what the dead proxy had begun", lambda: balance(witness, token)["held"] == 0)
     after = balance(witness, token)
     expect("the call that was cut is charged", after["amount_spent"] > before["amount_spent"], (before, after))
+
+
+def restore(project: Project, token: str) -> None:
+    """Backs up, deletes everything, restores: the documented commands, with the same token afterwards."""
+    project.compose("run", "--rm", "init", "backup", "--out", "/data/backups/now.tar")
+    backup = project.compose_bytes("run", "--rm", "-T", "--entrypoint", "cat", "init", "/data/backups/now.tar")
+    project.stop("--volumes")
+    into = ("run", "--rm", "-T", "--no-deps", "--entrypoint", "sh", "init", "-c", "cat >/data/backups/now.tar")
+    project.compose_bytes(*into, stdin=backup)
+    project.compose("run", "--rm", "--no-deps", "init", "restore", "/data/backups/now.tar")
+    project.start()
+    expect("tokens come back with a backup", *ok(chat(project.first_port, token)))
 
 
 def reconcile(project: Project) -> None:
