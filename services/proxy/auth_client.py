@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import grpc
 import grpc.aio
@@ -33,10 +33,7 @@ from gateway.rpc.status import from_reason, from_status
 from gateway.stubs.auth.v1 import auth_pb2 as pb
 from services.proxy.metrics import BatchMetrics
 from services.proxy.outbox import SETTLEMENTS_PER_BATCH, Outbox, token_key
-from services.proxy.replicas import PROBE_INTERVAL, Replica, Replicas
-
-if TYPE_CHECKING:
-    from gateway.stubs.auth.v1.auth_pb2_grpc import AuthServiceAsyncStub  # in the types of the stubs alone
+from services.proxy.replicas import PROBE_INTERVAL, Replica, Replicas, Rpc
 
 PATIENCE: Final = 1.0  # seconds from a call's arrival until it is told that auth is away
 RPC_TIMEOUT: Final = 0.8
@@ -49,7 +46,6 @@ BEAT_INTERVAL: Final = 5.0
 _RETRY: Final = 0.05
 _LATE: Final = 0.1
 _TOO_LATE: Final = 0.01
-_BESIDE: Final = 0.3  # seconds after which another server is asked beside one that is late; both fit into RPC_TIMEOUT
 _SETTLE_TIMEOUT: Final = 5.0
 _SETTLE_TIMEOUT_BESIDE: Final = 2.0  # the same where another server can take them
 _UNAVAILABLE: Final = grpc.StatusCode.UNAVAILABLE.value[0]
@@ -253,7 +249,11 @@ class AuthClient:
             waiting.in_flight = True
         started = asyncio.get_running_loop().time()
         try:
-            response = await self._validations(request, replica, max(0.0, min(RPC_TIMEOUT, left)), batch)
+            seconds = max(0.0, min(RPC_TIMEOUT, left))
+            # Once a second one is asked, the one that is late may admit whom the other one refused.
+            response = await self._replicas.ask(
+                replica, lambda stub: stub.BatchValidateTokens, request, seconds, beside=lambda: _lose(batch)
+            )
             _check_number(len(batch), len(response.validations))
             _check_number(len(settlements), len(response.settlements))
         except BaseException as fault:
@@ -275,35 +275,6 @@ class AuthClient:
         return [
             waiting for waiting, result in zip(batch, response.validations, strict=True) if not self._resolve(waiting, result)
         ]
-
-    async def _validations(
-        self, request: pb.BatchValidateTokensRequest, replica: Replica, seconds: float, batch: list[_Waiting]
-    ) -> pb.BatchValidateTokensResponse:
-        """One server's answer to a batch; another one is asked for the same when the first is late, and the sooner one counts.
-
-        Both do the same thing once: a validation is known by its id, and a settlement by what it says.
-        """
-        loop = asyncio.get_running_loop()
-        until = loop.time() + seconds
-        first = loop.create_task(replica.ask(replica.stub.BatchValidateTokens, request, seconds))
-        asked = {first}
-        try:
-            await asyncio.wait(asked, timeout=_BESIDE)
-            if not first.done() and (other := self._replicas.choose(beside=replica)) is not None:
-                replica.answering = False
-                for waiting in batch:
-                    waiting.lost = True  # the one that is late may admit him after the other one refused him
-                asked.add(loop.create_task(other.ask(other.stub.BatchValidateTokens, request, until - loop.time())))
-            while True:
-                done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    if len(asked) == 1 or task.exception() is None:
-                        return task.result()
-                    asked.discard(task)
-        finally:
-            for task in asked:
-                if not task.cancel() and not task.cancelled():
-                    task.exception()  # it was answered in the same moment, and nobody else looks
 
     def _resolve(self, waiting: _Waiting, result: pb.ValidationResult) -> bool:
         """Gives a caller his answer; False when auth is to be asked again."""
@@ -362,9 +333,7 @@ class AuthClient:
 
     # -- the other RPCs ------------------------------------------------------------------------------------------------------
 
-    async def _ask(
-        self, rpc: Callable[[AuthServiceAsyncStub], Callable[..., Awaitable[_A]]], request: object, until: float
-    ) -> _A:
+    async def _ask(self, rpc: Rpc[_A], request: object, until: float) -> _A:
         """One RPC, tried again until this time of the loop while auth is away. Raises AuthUnavailable or what auth refuses."""
         loop = asyncio.get_running_loop()
         while True:
@@ -373,10 +342,9 @@ class AuthClient:
             replica = self._replicas.choose()
             if left <= _RETRY or replica is None:
                 raise _away()
-            others = self._replicas.choose(beside=replica) is not None
             try:
                 with _faults():
-                    return await replica.ask(rpc(replica.stub), request, min(_BESIDE if others else RPC_TIMEOUT, left))
+                    return await self._replicas.ask(replica, rpc, request, min(RPC_TIMEOUT, left))
             except (AuthUnavailable, DatabaseUnavailable):
                 await asyncio.sleep(_RETRY)
             except _OUR_FAULT as error:
@@ -441,6 +409,11 @@ def _faults() -> Iterator[None]:
         yield
     except grpc.aio.AioRpcError as error:
         raise from_status(error) from error
+
+
+def _lose(batch: list[_Waiting]) -> None:
+    for waiting in batch:
+        waiting.lost = True
 
 
 def _check_number(asked: int, answered: int) -> None:

@@ -13,7 +13,7 @@ import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
 import grpc.aio
@@ -23,10 +23,15 @@ from gateway.process.logs import get_logger
 from gateway.stubs.auth.v1 import auth_pb2 as pb
 from gateway.stubs.auth.v1 import auth_pb2_grpc
 
+if TYPE_CHECKING:
+    from gateway.stubs.auth.v1.auth_pb2_grpc import AuthServiceAsyncStub  # in the types of the stubs alone
+
 RESOLVE_INTERVAL: Final = 1.0
 """Seconds between two looks at what a name stands for, so that a replica that was added is found within about a second."""
 PROBE_INTERVAL: Final = 2.0
 """Seconds without an answer after which a server is asked for nothing, and seconds that it has for this answer."""
+LATE: Final = 0.3
+"""Seconds without an answer after which another server is asked, too: both fit into what a batch of validations has."""
 _PROBE_AGAIN: Final = 0.5
 _LISTEN_AGAIN: Final = 0.1
 _CLOSING: Final = 5.0  # seconds for what is on its way when a server leaves the list
@@ -34,9 +39,9 @@ _NO_ANSWER: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEAD
 
 _log = get_logger(__name__)
 
-_Q = TypeVar("_Q")
 _A = TypeVar("_A")
 Dial = Callable[[str], grpc.aio.Channel]
+Rpc = Callable[["AuthServiceAsyncStub"], Callable[..., Awaitable[_A]]]
 
 
 @dataclass(eq=False)
@@ -144,6 +149,42 @@ class Replicas:
         self._turn += 1
         best.turn = self._turn
         return best
+
+    async def ask(
+        self,
+        replica: Replica,
+        rpc: Rpc[_A],
+        request: object,
+        seconds: float,
+        *,
+        beside: Callable[[], None] = lambda: None,
+    ) -> _A:
+        """One server's answer; another one is asked for the same when it is late, and the sooner answer counts.
+
+        For what both together do once: a validation is known by its id, a settlement by what it says.
+        rpc: a method of the stub. seconds: for all of it. beside: called before a second one is asked.
+        Raises grpc.aio.AioRpcError.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        first = loop.create_task(replica.ask(rpc(replica.stub), request, seconds))
+        asked = {first}
+        try:
+            await asyncio.wait(asked, timeout=LATE)
+            if not first.done() and (other := self.choose(beside=replica)) is not None:
+                replica.answering = False
+                beside()
+                asked.add(loop.create_task(other.ask(rpc(other.stub), request, until - loop.time())))
+            while True:
+                done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    if len(asked) == 1 or task.exception() is None:
+                        return task.result()
+                    asked.discard(task)
+        finally:
+            for task in asked:
+                if not task.cancel() and not task.cancelled():
+                    task.exception()  # it was answered in the same moment, and nobody else looks
 
     async def connected(self) -> None:
         """Returns as soon as one is connected."""
