@@ -78,6 +78,9 @@ def admission_from_proto(message: pb.ValidateTokenRequest, *, key: bytes, identi
     fixed_usage = _counts("fixed_usage", message.fixed_usage, 16)
     if any(not 0 <= count <= _MAX_TOKENS for count in fixed_usage.values()):
         raise InvalidArgument(f"fixed_usage takes counts of 0 to {_MAX_TOKENS}")
+    for candidate in message.candidates:
+        _text("candidates", candidate.provider, 256)
+        _text("candidates", candidate.model, 256)
     candidates = tuple((candidate.provider, candidate.model) for candidate in message.candidates)
     call = Call(
         request_model=message.request_model,
@@ -101,7 +104,7 @@ def admission_from_proto(message: pb.ValidateTokenRequest, *, key: bytes, identi
         dialect=message.dialect,
         stream=message.stream,
         client_ip=message.client_ip,
-        user_agent=message.user_agent[:200],
+        user_agent=message.user_agent[:200].replace("\0", ""),
         proxy_id=message.proxy_id,
         # Keyed, because the message holds the secret and a plain digest of a short one could be guessed.
         digest=hmac.digest(key, message.SerializeToString(deterministic=True), "sha256").hex()[:32] if request_id else "",
@@ -118,25 +121,21 @@ def report_from_proto(message: pb.RecordUsageRequest, *, caller: Caller) -> Repo
         raise InvalidArgument("outcome is RELEASED, SETTLED or SETTLED_AT_HOLD")
     if message.source not in _SOURCES:
         raise InvalidArgument("source is PROVIDER, COUNTED, ESTIMATED or NONE")
-    _text("response_model", message.response_model, 256)
-    _text("error_code", message.error_code, 64)
-    _text("usage_json", message.usage_json, 4_096)
-    _text("attempts_json", message.attempts_json, 4_096)
     _number("status", message.status, 0, 599)
     _number("token_id", message.token_id, 0, 2**63 - 1)
     return Report(
         request_id=message.request_id,
         outcome=_OUTCOMES[message.outcome],
         identity=caller.name,
-        provider=message.served.provider,
-        model=message.served.model,
-        response_model=message.response_model,
+        provider=_told("served.provider", message.served.provider, 256),
+        model=_told("served.model", message.served.model, 256),
+        response_model=_told("response_model", message.response_model, 256),
         usage=_counts("usage", message.usage, 32),
         source=_SOURCES[message.source],
         status=message.status,
-        error_code=message.error_code,
-        usage_json=message.usage_json,
-        attempts_json=message.attempts_json,
+        error_code=_told("error_code", message.error_code, 64),
+        usage_json=_told("usage_json", message.usage_json, 4_096),
+        attempts_json=_told("attempts_json", message.attempts_json, 4_096),
         ttft_ms=max(0, message.ttft_ms),
         duration_ms=max(0, message.duration_ms),
         token_id=message.token_id,
@@ -246,6 +245,15 @@ def _uuid(field: str, value: str) -> None:
 def _text(field: str, value: str, most: int) -> None:
     if len(value) > most:
         raise InvalidArgument(f"{field} has at most {most} characters")
+    if "\0" in value:  # SQLite would keep it, PostgreSQL cannot
+        raise InvalidArgument(f"{field} has a zero byte in it")
+
+
+def _told(field: str, value: str, most: int) -> str:
+    """A text of a report, which came from a provider: a zero byte in it must not keep the call from being charged."""
+    value = value.replace("\0", "\ufffd")
+    _text(field, value, most)
+    return value
 
 
 def _number(field: str, value: int, least: int, most: int) -> None:

@@ -86,6 +86,15 @@ def test_a_batch_books_settlements_first_and_answers_each_item(auth):
     assert answer.validations[2].response.denial.reason == pb.DENIAL_REASON_TOKEN_UNKNOWN
 
 
+def test_what_a_provider_wrote_never_keeps_a_call_from_being_charged(auth):
+    asked = validation(user_agent="agent\0")
+    auth.stub().ValidateToken(asked)
+    told = report(asked.request_id, response_model="m\0", error_code="\0", usage_json='{"a":"\0"}', attempts_json="\0")
+    assert auth.stub().RecordUsage(told).cost_nanos == 30 * TOKEN_PRICE
+    assert auth.stub().RecordUsage(told).cost_nanos == 30 * TOKEN_PRICE
+    assert auth.db.query("SELECT response_model, user_agent FROM requests") == [("m\ufffd", "agent")]
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -99,6 +108,9 @@ def test_a_batch_books_settlements_first_and_answers_each_item(auth):
         {"choices": 129},
         {"request_model": ""},
         {"request_model": "x" * 257},
+        {"request_model": "gpt-\0"},
+        {"client_ip": "127.0.0.1\0"},
+        {"candidates": [pb.Candidate(provider="demo", model="\0")]},
         {"endpoint": "/" * 201},
         {"units": ["gold"]},
         {"proxy_id": "me"},
