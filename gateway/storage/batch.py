@@ -149,7 +149,10 @@ class Batch:
         if not report.token_id:
             raise NotFound("this call was never admitted; ValidateToken comes first")
         if not report.may_record_unadmitted:
-            raise PermissionDenied("reporting a call that was never admitted needs the right record_unadmitted")
+            raise PermissionDenied(
+                "reporting a call that was never admitted needs the right record_unadmitted, which"
+                f" `gateway identity create {report.identity} --force --record-unadmitted` gives"
+            )
         token = self._rows.tokens.get(report.token_id)
         if token is None:
             raise NotFound(f"there is no token {report.token_id}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,13 @@ class RealAuth:
         """An identity of an internal service; gives its folder."""
         issue(authority() / "ca", name, self.folder / name, rpcs=rpcs, rights=rights, **more)
         return self.folder / name
+
+    def another(self) -> RealAuth:
+        """A second server over the same ledger."""
+        other = copy.copy(self)
+        other.port = 0
+        other.start()
+        return other
 
     def start(self) -> None:
         """Listens, on the same port as before."""

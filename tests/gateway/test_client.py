@@ -326,12 +326,26 @@ def test_a_block_keeps_its_lease_and_a_bare_grant_loses_it(auth, gateway, monkey
 def test_usage_of_a_call_that_was_never_admitted_needs_its_right(auth, gateway):
     with pytest.raises(NotFound, match="never admitted"):
         gateway.record_usage(uuid7(), input_tokens=1)
-    with pytest.raises(PermissionDenied, match="record_unadmitted"):
+    with pytest.raises(PermissionDenied, match="gateway identity create billing --force --record-unadmitted"):
         gateway.record_usage(uuid7(), input_tokens=1, token_id=1, served=("demo", MODEL))
     auth.issue("importer", ("RecordUsage",), ("record_unadmitted",))
     with auth.gateway("importer", timeout=5.0) as importer:
         receipt = importer.record_usage(uuid7(), input_tokens=10, token_id=1, served=("demo", MODEL))
     assert receipt.cost_nanos == 10 * TOKEN_PRICE
+
+
+def test_the_loss_of_one_of_two_auths_is_not_noticed(auth):
+    other = auth.another()
+    both = f"{auth.address},127.0.0.1:{other.port}"
+    with Gateway(both, identity=auth.folder / "billing") as gateway:
+        wait_for("auth", lambda: _passes(lambda: gateway.check(SECRET)))
+        for number in range(30):
+            if number == 10:
+                other.stop()
+            with gateway.call(SECRET, model=MODEL, input_tokens=1, max_output_tokens=1) as call:
+                call.usage(input_tokens=1)
+            assert call.receipt.delivered
+    assert token_row(auth.db)["total_spent_nanos"] == 30 * TOKEN_PRICE
 
 
 # -- identities --------------------------------------------------------------------------------------------------------------
