@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ipaddress
 import socket
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -30,6 +31,10 @@ RESOLVE_INTERVAL: Final = 1.0
 """Seconds between two looks at what a name stands for, so that a replica that was added is found within about a second."""
 PROBE_INTERVAL: Final = 2.0
 """Seconds without an answer after which a server is asked for nothing, and seconds that it has for this answer."""
+TURN: Final = 0.5
+"""Seconds for which one server of several equals is asked before the next one is."""
+SLOW: Final = 0.1
+"""Seconds without an answer after which what comes next goes elsewhere."""
 LATE: Final = 0.3
 """Seconds without an answer after which another server is asked, too: both fit into what a batch of validations has."""
 _PROBE_AGAIN: Final = 0.5
@@ -51,7 +56,7 @@ class Replica:
     address: as gRPC dials it, such as `ipv4:10.0.0.7:50051`.
     answering: whether it answered the last time; a new one has yet to.
     serving: what it says of itself.
-    in_flight: RPCs on their way. turn: when it was chosen last, for taking turns.
+    begun: when each RPC began that is on its way. turn: when it was chosen last, for taking turns.
     """
 
     address: str
@@ -59,7 +64,7 @@ class Replica:
     answering: bool = False
     serving: bool = False
     answered_at: float = float("-inf")
-    in_flight: int = 0
+    begun: deque[float] = field(default_factory=deque)
     turn: int = 0
     listed: bool = True
     woken: asyncio.Event = field(default_factory=asyncio.Event)
@@ -81,7 +86,8 @@ class Replica:
 
     async def ask(self, rpc: Callable[..., Awaitable[_A]], request: object, seconds: float) -> _A:
         """One RPC of this replica's stub; notes whether it was answered. Raises grpc.aio.AioRpcError."""
-        self.in_flight += 1
+        began = asyncio.get_running_loop().time()
+        self.begun.append(began)
         try:
             response = await rpc(request, timeout=seconds)
         except grpc.aio.AioRpcError as error:
@@ -91,7 +97,15 @@ class Replica:
             self.note_answer()
             return response
         finally:
-            self.in_flight -= 1
+            self.begun.remove(began)
+
+    def is_slow(self, now: float) -> bool:
+        """Whether something has been on its way to it for long."""
+        return bool(self.begun) and now - self.begun[0] > SLOW
+
+    def has_room(self, now: float) -> bool:
+        """Whether it does what it is asked: nothing is on its way to it, or it has just answered."""
+        return not self.begun or now - self.answered_at < SLOW
 
     def note_answer(self) -> None:
         """Notes that it has answered just now."""
@@ -111,6 +125,8 @@ class Replicas:
         self._dial = dial
         self._replicas: dict[str, Replica] = {}
         self._turn = 0
+        self._current: Replica | None = None
+        self._turn_ends = float("-inf")
         self._changed = asyncio.Event()
         self._resolving: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
@@ -136,18 +152,28 @@ class Replicas:
         return any(replica.answering and replica.connected for replica in self._replicas.values())
 
     def choose(self, *, beside: Replica | None = None) -> Replica | None:
-        """The one to be asked next: the best of those connected, with the least on its way; None: there is none.
+        """The one to be asked next, the best of those connected; None: there is none.
 
-        beside: another one than this, and only a good one.
+        Equals take turns of `TURN` seconds. What is asked meanwhile goes to one of them, whose transactions take it together;
+        spread over two, calls of one token would wait for each other's locks.
+        beside: another one than this, only a good one, and only if it does what it is asked.
         """
+        now = asyncio.get_running_loop().time()
         found = [replica for replica in self._replicas.values() if replica is not beside and replica.connected]
         if beside is not None:
-            found = [replica for replica in found if replica.good]
+            return next((replica for replica in found if replica.good and replica.has_room(now)), None)
         if not found:
             return None
-        best = min(found, key=lambda one: (not one.answering, not one.serving, not one.listed, one.in_flight, one.turn))
-        self._turn += 1
-        best.turn = self._turn
+        if now >= self._turn_ends:
+            self._current = None
+
+        def faults(one: Replica) -> tuple[bool, bool, bool, bool, bool, int]:
+            return (not one.answering, not one.serving, not one.listed, one.is_slow(now), one is not self._current, one.turn)
+
+        best = min(found, key=faults)
+        if best is not self._current:
+            self._turn += 1
+            best.turn, self._current, self._turn_ends = self._turn, best, now + TURN
         return best
 
     async def ask(

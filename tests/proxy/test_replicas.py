@@ -103,10 +103,19 @@ def _replicas(address: str, identity: Identity) -> Replicas:
     return Replicas(address, lambda one: aio_channel(one, identity, "auth"))
 
 
-async def test_both_are_asked(tmp_path):
+async def test_both_are_asked_in_turns(tmp_path):
     async with pair_of(tmp_path) as pair:
-        assert set(await pair.load(0.5)) == {"granted"}
+        assert set(await pair.load(2 * module.TURN)) == {"granted"}
         assert min(pair.asked()) >= 10
+
+
+async def test_what_is_asked_at_one_time_goes_to_one_of_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "TURN", 60.0)
+    async with pair_of(tmp_path) as pair:
+        for server in pair.servers:
+            server.service.item_seconds = 0.0005  # so that two batches are on their way at once
+        assert set(await asyncio.gather(*(pair.one() for _ in range(150)))) == {"granted"}
+        assert min(pair.asked()) == 0
 
 
 async def test_one_that_dies_and_comes_back_again_and_again_costs_no_call(tmp_path):
@@ -171,8 +180,7 @@ async def test_a_refusal_of_one_is_made_good_for_what_the_late_one_still_admits(
         pair.ledger.tokens[TOKEN].held = 10
         slow.flowing.clear()
         request = call()
-        for replica in pair.replicas._replicas.values():
-            replica.turn = int(replica.address.endswith(str(pair.servers[1].port)))  # the slow one's turn
+        pair.replicas._current, pair.replicas._turn_ends = pair.replicas._replicas[f"ipv4:{pair.servers[0].address}"], now() + 9
         with pytest.raises(BudgetReserved):
             await pair.client.validate(request, arrived=now())
         assert pair.asked() == [0, 1]
