@@ -125,7 +125,7 @@ class Settings(BaseModel):
     admin_metrics_address: Listen | None = None
     """Where admin answers /healthz, /readyz and /metrics; unset: nowhere."""
     proxy_metrics_address: Listen | None = None
-    """Where the proxy answers /metrics; unset: nowhere."""
+    """Where the proxy answers /healthz, /readyz and /metrics; unset: nowhere."""
     lame_duck: Annotated[float, _seconds(0, 3_600)] = 0.0
     """Seconds that a stopping service still takes calls, so that load balancers can notice that it is not ready."""
     drain: Annotated[float, _seconds(0, 86_400)] = 600.0
