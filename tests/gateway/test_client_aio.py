@@ -147,6 +147,21 @@ async def test_an_outage_fails_closed_and_what_was_used_meanwhile_is_booked_once
     assert request_row(auth.db, grant.request_id)["cost_nanos"] == 15 * TOKEN_PRICE
 
 
+async def test_a_report_that_is_cancelled_on_its_way_is_not_lost(auth):
+    async with auth.async_gateway(timeout=5.0) as gateway:
+        grant = await gateway.validate(SECRET, model=MODEL, input_tokens=10, max_output_tokens=20)
+        auth.stop()
+        task = asyncio.create_task(gateway.record_usage(grant, input_tokens=10, output_tokens=5))
+        await asyncio.sleep(0)
+        assert [item.request_id for item in await gateway.flush(0.05)] == [grant.request_id]
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        auth.start()
+        assert await gateway.flush(5.0) == []
+    assert request_row(auth.db, grant.request_id)["cost_nanos"] == 15 * TOKEN_PRICE
+
+
 async def test_closing_says_what_was_not_delivered(auth, caplog):
     gateway = auth.async_gateway(timeout=0.1, max_pending=1)
     grant = await gateway.validate(SECRET, model=MODEL, input_tokens=10, max_output_tokens=20, timeout=5.0)
