@@ -46,14 +46,14 @@ class Project:
 
     def __init__(self, name: str, *files: str, settings: dict[str, str] | None = None) -> None:
         self.name = name
-        self.first_port = free_ports(10)
+        self.first_port = free_ports(2)
         self._files = ["docker-compose.yml", *files]
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("GATEWAY_", "OPENAI_", "COMPOSE_"))}
         self._environment = {
             **inherited,
             "GATEWAY_IMAGE": f"{name}-image",
             "GATEWAY_HTTP_PORT": str(self.first_port),
-            "GATEWAY_HTTP_PORT_LAST": str(self.first_port + 9),
+            "GATEWAY_HTTP_PORT_LAST": str(self.first_port + 1),
             **(settings or {}),
         }
 
@@ -150,7 +150,7 @@ def free_ports(count: int) -> int:
         except OSError:
             continue
         return first
-    raise Refused("no ten ports in a row are free")
+    raise Refused("no ports in a row are free")
 
 
 def _is_well(container: dict[str, Any]) -> bool:

@@ -95,7 +95,7 @@ def test_only_the_proxy_is_published_and_only_on_loopback():
     base, overlay = load(BASE)["services"], load(POSTGRES)["services"]
     assert {name for name, about in [*base.items(), *overlay.items()] if "ports" in about} == {"proxy"}
     assert [resolved(port) for port in base["proxy"]["ports"]] == ["127.0.0.1:8080:8080"]
-    assert [resolved(port) for port in overlay["proxy"]["ports"]] == ["127.0.0.1:8080-8089:8080"]
+    assert [resolved(port) for port in overlay["proxy"]["ports"]] == ["127.0.0.1:8080-8081:8080"]
     assert not any("network_mode" in about and about["network_mode"] != "none" for _, about in all_services())
 
 
@@ -210,6 +210,13 @@ def test_copies_are_found_by_all_the_addresses_of_their_name():
     proxy = [environment for name, environment in environments() if name == "proxy"][1]
     assert proxy["GATEWAY_AUTH_ADDRESS"] == "dns:///auth:50051"
     assert proxy["GATEWAY_ADMIN_ADDRESS"] == "dns:///admin:50052"
+
+
+def test_there_are_as_many_ports_as_proxies():
+    """In a longer range a proxy that is started anew takes the next port, and the one that people were told is dead."""
+    proxy = load(POSTGRES)["services"]["proxy"]
+    first, last = re.search(r":([0-9]+)-([0-9]+):", resolved(proxy["ports"][0])).groups()
+    assert int(last) - int(first) + 1 == proxy["scale"] == 2
 
 
 def test_nothing_starts_before_what_it_cannot_do_without():
