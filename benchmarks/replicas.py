@@ -103,9 +103,16 @@ def measure(target: Target, load: Load) -> Sample:
         model = "bench-20" if load.streams else "bench"
         order = {"port": port, "token": token, "connections": CONNECTIONS, "calls": load.calls, "pace": 0.0}
         command = [sys.executable, "-m", "benchmarks.client", json.dumps(order | {"model": model, "stream": load.streams})]
-        generators.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY))
-    seen = [json.loads(generator.communicate(timeout=180)[0]) for generator in generators]
+        told = tempfile.TemporaryFile("w+")  # noqa: SIM115 - read and closed below; a pipe that nobody reads would fill
+        generators.append((subprocess.Popen(command, stdout=told, cwd=REPOSITORY), told))
+    for generator, _ in generators:
+        generator.wait(180)
     after = target.cpu()
+    seen = []
+    for _, told in generators:
+        with told:
+            told.seek(0)
+            seen.append(json.load(told))
     for one in seen:
         if one["failure"] or one["statuses"] != {"200": load.calls}:
             raise RuntimeError(f"{target.name}, {load.name}: {one['statuses']} {one['failure']}")
