@@ -17,10 +17,14 @@ OPERATOR = "operator"
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who does something: `admin:<name>`, `operator`, `service:<identity>` or `login:<name>`, and the address it came from."""
+    """Who does something, from which address, and by which request, as the logs name it.
+
+    name: `admin:<name>`, `operator`, `service:<identity>` or `login:<name>`.
+    """
 
     name: str
     client_ip: str = ""
+    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,7 @@ class AuditEntry:
     before_json: str
     after_json: str
     client_ip: str
+    request_id: str
 
 
 def record(
@@ -56,6 +61,7 @@ def record(
         before_json=_json(before),
         after_json=_json(after),
         client_ip=actor.client_ip,
+        request_id=actor.request_id,
     ).execute(db)
 
 
@@ -89,6 +95,7 @@ def _entry(row: Any) -> AuditEntry:
         before_json=row.before_json,
         after_json=row.after_json,
         client_ip=row.client_ip,
+        request_id=row.request_id,
     )
 
 

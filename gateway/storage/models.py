@@ -276,6 +276,7 @@ class AuditRecord(Model):
     before_json = TextField(default="")
     after_json = TextField(default="")
     client_ip = TextField(default="")
+    request_id = TextField(default="")
 
     class Meta:
         table_name = "audit"

@@ -7,8 +7,10 @@ import ipaddress
 import grpc
 
 from gateway.errors import Unauthenticated
+from gateway.ids import is_canonical_uuid
 from gateway.rpc.access import principal
 from gateway.rpc.identity import caller_of
+from gateway.rpc.interceptors import REQUEST_ID
 from gateway.storage.audit import Actor
 from gateway.storage.sessions import Session
 
@@ -21,7 +23,7 @@ _DOORS = frozenset({"proxy", "operator"})
 
 def actor(context: grpc.ServicerContext) -> Actor:
     """The one in whose name the call is made, as the audit log names it."""
-    return Actor(principal().actor, client_ip(context))
+    return Actor(principal().actor, client_ip(context), _request_id(context))
 
 
 def own_session() -> Session:
@@ -44,6 +46,12 @@ def client_ip(context: grpc.ServicerContext) -> str:
 def user_agent(context: grpc.ServicerContext) -> str:
     """The program that the caller names; empty when not known."""
     return _entry(context, USER_AGENT)[:200]
+
+
+def _request_id(context: grpc.ServicerContext) -> str:
+    """The id of the request at the door; empty when there was none."""
+    told = _entry(context, REQUEST_ID) if caller_of(context).name in _DOORS else ""
+    return told if is_canonical_uuid(told) else ""
 
 
 def _entry(context: grpc.ServicerContext, name: str) -> str:

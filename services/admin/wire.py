@@ -171,6 +171,7 @@ def audit_to_proto(entry: AuditEntry) -> audit_pb2.AuditRecord:
         before_json=entry.before_json,
         after_json=entry.after_json,
         client_ip=entry.client_ip,
+        request_id=entry.request_id,
     )
 
 

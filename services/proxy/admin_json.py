@@ -265,6 +265,7 @@ def audit_to_json(record: audit_pb2.AuditRecord) -> dict[str, Any]:
         "before": json.loads(record.before_json) if record.before_json else None,
         "after": json.loads(record.after_json) if record.after_json else None,
         "client_ip": record.client_ip,
+        "request_id": record.request_id or None,
     }
 
 

@@ -355,7 +355,7 @@ async def test_the_audit_log_tells_who_did_what_from_where(door):
     (record,) = answer.json["records"]
     assert (record["actor"], record["client_ip"], record["action"]) == ("admin:admin", "127.0.0.1", "token.update")
     assert (record["before"]["name"], record["after"]["name"]) == ("app", "worker")
-    assert set(record) == {"id", "at", "actor", "action", "subject", "before", "after", "client_ip"}
+    assert set(record) == {"id", "at", "actor", "action", "subject", "before", "after", "client_ip", "request_id"}
     assert len((await door.send("GET", "/admin/audit?page_size=1")).json["records"]) == 1
 
 

@@ -79,6 +79,8 @@ def test_an_administrators_request_is_found_in_the_logs_of_the_proxy_and_of_admi
     assert status == 201
     refused, refused_id, _ = ask(suite, "/admin/tokens/999", None, answer["session_token"])
     assert refused == 404
+    _, _, page = ask(suite, "/admin/audit?action=token.create", None, answer["session_token"])
+    assert page["records"][0]["request_id"] == request_id
     for one, method in ((login_id, "Login"), (request_id, "CreateToken"), (refused_id, "GetToken")):
         told = lines(suite, one)
         assert [line["event"] for line in told["proxy"]] == ["request"]

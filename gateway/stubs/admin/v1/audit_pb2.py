@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"gateway/stubs/admin/v1/audit.proto\x12\x10gateway.admin.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xad\x01\n\x0b\x41uditRecord\x12\n\n\x02id\x18\x01 \x01(\x03\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x0f\n\x07subject\x18\x05 \x01(\t\x12\x13\n\x0b\x62\x65\x66ore_json\x18\x06 \x01(\t\x12\x12\n\nafter_json\x18\x07 \x01(\t\x12\x11\n\tclient_ip\x18\x08 \x01(\t\"a\n\x17ListAuditRecordsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x03 \x01(\t\x12\x0f\n\x07subject\x18\x04 \x01(\t\"c\n\x18ListAuditRecordsResponse\x12.\n\x07records\x18\x01 \x03(\x0b\x32\x1d.gateway.admin.v1.AuditRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2y\n\x0c\x41uditService\x12i\n\x10ListAuditRecords\x12).gateway.admin.v1.ListAuditRecordsRequest\x1a*.gateway.admin.v1.ListAuditRecordsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"gateway/stubs/admin/v1/audit.proto\x12\x10gateway.admin.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc1\x01\n\x0b\x41uditRecord\x12\n\n\x02id\x18\x01 \x01(\x03\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x0f\n\x07subject\x18\x05 \x01(\t\x12\x13\n\x0b\x62\x65\x66ore_json\x18\x06 \x01(\t\x12\x12\n\nafter_json\x18\x07 \x01(\t\x12\x11\n\tclient_ip\x18\x08 \x01(\t\x12\x12\n\nrequest_id\x18\t \x01(\t\"a\n\x17ListAuditRecordsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x03 \x01(\t\x12\x0f\n\x07subject\x18\x04 \x01(\t\"c\n\x18ListAuditRecordsResponse\x12.\n\x07records\x18\x01 \x03(\x0b\x32\x1d.gateway.admin.v1.AuditRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2y\n\x0c\x41uditService\x12i\n\x10ListAuditRecords\x12).gateway.admin.v1.ListAuditRecordsRequest\x1a*.gateway.admin.v1.ListAuditRecordsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,11 +33,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gateway.stubs.admin.v1.audi
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_AUDITRECORD']._serialized_start=90
-  _globals['_AUDITRECORD']._serialized_end=263
-  _globals['_LISTAUDITRECORDSREQUEST']._serialized_start=265
-  _globals['_LISTAUDITRECORDSREQUEST']._serialized_end=362
-  _globals['_LISTAUDITRECORDSRESPONSE']._serialized_start=364
-  _globals['_LISTAUDITRECORDSRESPONSE']._serialized_end=463
-  _globals['_AUDITSERVICE']._serialized_start=465
-  _globals['_AUDITSERVICE']._serialized_end=586
+  _globals['_AUDITRECORD']._serialized_end=283
+  _globals['_LISTAUDITRECORDSREQUEST']._serialized_start=285
+  _globals['_LISTAUDITRECORDSREQUEST']._serialized_end=382
+  _globals['_LISTAUDITRECORDSRESPONSE']._serialized_start=384
+  _globals['_LISTAUDITRECORDSRESPONSE']._serialized_end=483
+  _globals['_AUDITSERVICE']._serialized_start=485
+  _globals['_AUDITSERVICE']._serialized_end=606
 # @@protoc_insertion_point(module_scope)

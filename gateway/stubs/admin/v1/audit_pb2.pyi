@@ -33,6 +33,7 @@ class AuditRecord(_message.Message):
     BEFORE_JSON_FIELD_NUMBER: _builtins.int
     AFTER_JSON_FIELD_NUMBER: _builtins.int
     CLIENT_IP_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Its id."""
     actor: _builtins.str
@@ -47,6 +48,8 @@ class AuditRecord(_message.Message):
     """The values after, as a JSON object; empty: none. Holds no secret."""
     client_ip: _builtins.str
     """The address that it came from; empty when not known."""
+    request_id: _builtins.str
+    """The id of the request by which it was done, as the logs have it; empty when not known, such as for a login."""
     @_builtins.property
     def at(self) -> _timestamp_pb2.Timestamp:
         """When it happened."""
@@ -62,10 +65,11 @@ class AuditRecord(_message.Message):
         before_json: _builtins.str = ...,
         after_json: _builtins.str = ...,
         client_ip: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "after_json", b"after_json", "at", b"at", "before_json", b"before_json", "client_ip", b"client_ip", "id", b"id", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "after_json", b"after_json", "at", b"at", "before_json", b"before_json", "client_ip", b"client_ip", "id", b"id", "request_id", b"request_id", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
