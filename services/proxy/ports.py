@@ -11,7 +11,7 @@ from aiohttp import web
 from gateway.process.settings import Settings
 from services.proxy.app import App
 from services.proxy.server import EdgeServer
-from services.proxy.tls import EdgeCertificate
+from services.proxy.tls import EdgeCertificate, TlsSite
 
 BACKLOG: Final = 1024
 ADMIN_CONNECTIONS: Final = 256
@@ -31,21 +31,34 @@ class Ports:
             self._tls = EdgeCertificate(settings.tls_cert, settings.tls_key)
         self._watching: asyncio.Task[None] | None = None
         most = _connections(settings.max_connections)
-        self.edge = EdgeServer(app.handle, most=most, tls=self._tls)
+        self.edge = EdgeServer(app.handle, most=most)
         """The connections of applications."""
         runner = web.ServerRunner(self.edge, shutdown_timeout=grace)
-        self._listeners = [(runner, settings.http_host, settings.http_port)]
+        self._listeners = [(runner, self.edge, settings.http_host, settings.http_port)]
         if settings.admin_http not in {None, "off"}:
             host, _, port = str(settings.admin_http).rpartition(":")
-            apart = EdgeServer(app.handle_admin, most=min(most, ADMIN_CONNECTIONS), tls=self._tls)
-            self._listeners.append((web.ServerRunner(apart, shutdown_timeout=grace), host, int(port)))
-        self._sites: list[web.TCPSite] = []
+            apart = EdgeServer(app.handle_admin, most=min(most, ADMIN_CONNECTIONS))
+            self._listeners.append((web.ServerRunner(apart, shutdown_timeout=grace), apart, host, int(port)))
+        self._sites: list[web.TCPSite | TlsSite] = []
 
     async def open(self) -> None:
         """Listens. Raises OSError where it cannot."""
-        for runner, host, port in self._listeners:
+        for runner, server, name, port in self._listeners:
             await runner.setup()
-            site = web.TCPSite(runner, None if host == "*" else host.strip("[]"), port, backlog=BACKLOG)
+            host = None if name == "*" else name.strip("[]")
+            site: web.TCPSite | TlsSite
+            if self._tls is None:
+                site = web.TCPSite(runner, host, port, backlog=BACKLOG)
+            else:
+                site = TlsSite(
+                    runner,
+                    host,
+                    port,
+                    certificate=self._tls,
+                    full=lambda server=server: server.is_full,  # type: ignore[misc]  # a lambda's default has no type
+                    handshakes=server.handshakes,
+                    backlog=BACKLOG,
+                )
             await site.start()
             self._sites.append(site)
         if self._tls is not None:
@@ -63,9 +76,9 @@ class Ports:
 
     def described(self) -> dict[str, Any]:
         """Where it listens, for the log."""
-        told: dict[str, Any] = {"host": self._listeners[0][1], "port": self.port, "tls": self._tls is not None}
+        told: dict[str, Any] = {"host": self._listeners[0][2], "port": self.port, "tls": self._tls is not None}
         if self.admin_port is not None:
-            told["admin_http"] = f"{self._listeners[1][1]}:{self.admin_port}"
+            told["admin_http"] = f"{self._listeners[1][2]}:{self.admin_port}"
         return told
 
     async def close(self) -> None:
@@ -78,7 +91,7 @@ class Ports:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
-        for runner, _, _ in self._listeners:
+        for runner, *_ in self._listeners:
             await runner.cleanup()
 
 

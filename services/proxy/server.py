@@ -14,7 +14,6 @@ from gateway.errors import InvalidRequest, RequestTimeout
 from gateway.ids import uuid7
 from gateway.process.logs import get_logger
 from services.proxy import errors
-from services.proxy.tls import EdgeCertificate, Handshake
 
 HEADER_TIME = 10.0
 """Seconds from the first byte of a request to the last of its head."""
@@ -40,39 +39,23 @@ class EdgeServer(web.Server):
     """Connections of applications.
 
     handler: answers a request. most: connections at once, those included whose handshake goes on; what comes above is closed.
-    tls: for https; None: plain http.
     """
 
-    def __init__(
-        self,
-        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
-        *,
-        most: int,
-        tls: EdgeCertificate | None = None,
-    ) -> None:
+    def __init__(self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], *, most: int) -> None:
         super().__init__(handler, handler_cancellation=True)
         self.most = most
-        self._tls = tls
-        self._handshakes: set[Handshake] = set()
-
-    def __call__(self) -> asyncio.Protocol:  # type: ignore[override]  # aiohttp's own kind comes after the handshake
-        """A protocol for a new connection."""
-        if self._tls is None:
-            return self._protocol()
-        return Handshake(
-            self._tls,
-            establish=self._protocol,
-            full=lambda: self.open_connections > self.most,
-            handshakes=self._handshakes,
-        )
+        self.handshakes: set[asyncio.Task[None]] = set()
+        """Connections that are no requests' yet: `TlsSite` fills it."""
 
     async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - aiohttp's own parameter
         """Ends all connections; those with a request have so many seconds."""
-        for handshake in tuple(self._handshakes):
-            handshake.abort()
+        for handshake in tuple(self.handshakes):
+            handshake.cancel()
+        await asyncio.gather(*self.handshakes, return_exceptions=True)
         await super().shutdown(timeout)
 
-    def _protocol(self) -> EdgeProtocol:
+    def __call__(self) -> RequestHandler:
+        """A protocol for a new connection."""
         return EdgeProtocol(
             self,
             loop=asyncio.get_running_loop(),
@@ -89,7 +72,12 @@ class EdgeServer(web.Server):
     @property
     def open_connections(self) -> int:
         """How many connections there are, those included whose handshake goes on."""
-        return len(self._connections) + len(self._handshakes)
+        return len(self._connections) + len(self.handshakes)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room for another one."""
+        return self.open_connections >= self.most
 
 
 class EdgeProtocol(RequestHandler):
@@ -105,7 +93,7 @@ class EdgeProtocol(RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Takes a connection, or closes it when there are too many."""
         super().connection_made(transport)
-        if self._manager_of_ours.open_connections > self._manager_of_ours.most:
+        if len(self._manager_of_ours.connections) > self._manager_of_ours.most:
             self.force_close()
 
     def connection_lost(self, exc: BaseException | None) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from aiohttp import web
 
 from gateway.process.logs import get_logger
 from gateway.process.tls import Certificate, CertificateFault, Signature, load_certificate, signature
@@ -31,10 +33,8 @@ class Failures:
         self._next = 0.0
         self._untold = 0
 
-    def note(self, error: BaseException, peer: Any) -> None:
-        """Notes one. peer: the address and port that it came from; None: not known."""
-        if isinstance(error, asyncio.CancelledError):
-            return
+    def note(self, error: OSError, address: str) -> None:
+        """Notes one. address: where it came from."""
         now = time.monotonic()
         if now < self._next:
             self._untold += 1
@@ -42,7 +42,7 @@ class Failures:
         self._next = now + _TELL_EVERY
         more = {"others_before": self._untold} if self._untold else {}
         self._untold = 0
-        _log.info("tls_handshake_failed", reason=_reason(error), client_ip=peer[0] if peer else "", **more)
+        _log.info("tls_handshake_failed", reason=_reason(error), client_ip=address, **more)
 
 
 class EdgeCertificate:
@@ -116,79 +116,98 @@ class EdgeCertificate:
             connection.context = self._current.context
 
 
-class Handshake(asyncio.Protocol):
-    """A connection until its handshake has ended; then `establish` makes the protocol that takes its place.
+class TlsSite(web.BaseSite):
+    """A listener for https.
 
-    full: whether there are too many connections. handshakes: those that are going on, this one among them until it has ended.
+    It takes connections itself and has the loop secure each, so that those whose handshake goes on are known, counted, ended in
+    time, and refused before it where there are too many.
+    host: None is every address. full: whether there are too many connections. handshakes: those that are going on.
     """
 
     def __init__(
         self,
-        certificate: EdgeCertificate,
+        runner: web.ServerRunner,
+        host: str | None,
+        port: int,
         *,
-        establish: Callable[[], asyncio.Protocol],
+        certificate: EdgeCertificate,
         full: Callable[[], bool],
-        handshakes: set[Handshake],
+        handshakes: set[asyncio.Task[None]],
+        backlog: int,
     ) -> None:
+        super().__init__(runner, backlog=backlog)
+        self._host = host
+        self.port = port
         self._certificate = certificate
-        self._establish = establish
         self._full = full
         self._handshakes = handshakes
-        self._early: list[bytes] = []
-        self._lost = False
-        self._task: asyncio.Task[None] | None = None
+        self._sockets: list[socket.socket] = []
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begins the handshake, or ends the connection when there are too many."""
-        assert isinstance(transport, asyncio.Transport)
-        self._handshakes.add(self)
-        if self._full():
-            self._handshakes.discard(self)
-            transport.abort()
-            return
-        transport.pause_reading()  # what comes is for the handshake
-        self._task = asyncio.get_running_loop().create_task(self._shake_hands(transport))
+    @property
+    def name(self) -> str:
+        """Where it is, as a URL."""
+        return f"https://{self._host or '*'}:{self.port}"
 
-    def data_received(self, data: bytes) -> None:
-        """Keeps what came right behind the handshake."""
-        self._early.append(data)
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """Notes the end."""
-        self._lost = True
-
-    def abort(self) -> None:
-        """Ends a handshake that is going on."""
-        if self._task is not None:
-            self._task.cancel()
-
-    async def _shake_hands(self, transport: asyncio.Transport) -> None:
+    async def start(self) -> None:
+        """Listens. Raises OSError where it cannot."""
+        await super().start()
         loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(self._host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, _, _, _, address in dict.fromkeys(found):
+            listener = socket.create_server(address[:2], family=family, backlog=self._backlog)
+            listener.setblocking(False)
+            self._sockets.append(listener)
+            self.port = listener.getsockname()[1]
+            loop.add_reader(listener.fileno(), self._accept, listener)
+
+    async def stop(self) -> None:
+        """Takes no more connections. Those that there are go on."""
+        for listener in self._sockets:
+            asyncio.get_running_loop().remove_reader(listener.fileno())
+            listener.close()
+        self._sockets.clear()
+        await super().stop()
+
+    def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(self._backlog):
+            try:
+                connection, address = listener.accept()
+            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                return
+            except OSError as error:  # no file descriptor is left: those that wait are taken a moment later
+                _log.error("cannot_accept", error=error.strerror)
+                loop.remove_reader(listener.fileno())
+                loop.call_later(1.0, self._again, listener)
+                return
+            if self._full():
+                connection.close()
+                continue
+            connection.setblocking(False)
+            task = loop.create_task(self._secure(connection, address[0]))
+            self._handshakes.add(task)
+            task.add_done_callback(self._handshakes.discard)
+
+    def _again(self, listener: socket.socket) -> None:
+        if listener in self._sockets:
+            asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
+
+    async def _secure(self, connection: socket.socket, address: str) -> None:
+        assert self._runner.server is not None
         try:
-            secured = await loop.start_tls(
-                transport,
-                self,
-                self._certificate.context,
-                server_side=True,
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._runner.server,
+                connection,
+                ssl=self._certificate.context,
                 ssl_handshake_timeout=HANDSHAKE_TIME,
                 ssl_shutdown_timeout=SHUTDOWN_TIME,
             )
-        except (OSError, asyncio.CancelledError) as error:
-            transport.abort()
-            self._certificate.failures.note(error, transport.get_extra_info("peername"))
-            return
-        finally:
-            self._handshakes.discard(self)
-        if secured is None or self._lost:
-            return
-        protocol = self._establish()
-        secured.set_protocol(protocol)
-        protocol.connection_made(secured)
-        if self._early:
-            protocol.data_received(b"".join(self._early))
+        except OSError as error:
+            self._certificate.failures.note(error, address)
+            connection.close()
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: OSError) -> str:
     if isinstance(error, ssl.SSLError):
         if error.reason == "HTTP_REQUEST":
             return "this port speaks https, and plain http came"

@@ -227,3 +227,17 @@ def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
         other.chmod(0)
         with pytest.raises(CertificateFault, match="Permission denied"):
             load_certificate(cert, other)
+
+
+def test_many_callers_who_come_and_go_are_answered_on_the_loop_that_production_uses(tmp_path: Path) -> None:
+    uvloop = pytest.importorskip("uvloop", reason="absent on some platforms, where asyncio's own loop is used")
+    _, _, serial = edge_certificates.write(tmp_path)
+
+    async def calls() -> None:
+        async with secured(tmp_path) as edge:
+            for _ in range(8):
+                assert [answer[0] for answer in await asyncio.gather(*(served(edge) for _ in range(5)))] == [serial] * 5
+            async with edge.post(chat(stream=True)) as response:
+                assert (await response.read()).endswith(b"data: [DONE]\n\n")
+
+    uvloop.run(calls())
