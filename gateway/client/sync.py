@@ -95,7 +95,8 @@ class Gateway:
         """Asks whether a call may be made, and sets its money aside. Report it with `record_usage`, or use `call`.
 
         request_id: a UUID, best of version 7; None: made here. The same id with the same arguments gives the same grant while
-        the call is open. When this raises AuthUnavailable the call is withdrawn: ask again under a new id.
+        the call is open, so after AuthUnavailable ask again under the same one, or report it as released. A call whose id was
+        made here is withdrawn in the background when nobody heard auth's answer.
         Raises a Refusal, AuthUnavailable within the timeout, or another GatewayError.
         """
         call_id = uuid7() if request_id is None else request_id
@@ -104,13 +105,14 @@ class Gateway:
         try:
             return wire.grant(self._ask(self._stub.ValidateToken, message, tries, call_id), call_id)
         except (Fault, GatewayError) as fault:
-            if tries.lost:
+            if tries.lost and request_id is None:
                 self._background.post(wire.withdrawal(call_id))
             if isinstance(fault, Fault):
                 raise fault.error from fault.__cause__
             raise
         except BaseException:  # such as Ctrl-C: nobody will use what may have been granted
-            self._background.post(wire.withdrawal(call_id))
+            if request_id is None:
+                self._background.post(wire.withdrawal(call_id))
             raise
 
     def check(self, token: str, *, model: str = "", client_ip: str = "", timeout: float | None = None) -> int:

@@ -282,17 +282,31 @@ def test_the_memory_for_reports_is_bounded(auth):
     auth.start()
 
 
-def test_a_call_that_nobody_heard_the_answer_of_is_withdrawn(auth):
+def test_a_call_that_nobody_heard_the_answer_of_is_withdrawn(auth, monkeypatch):
     """auth admits the call, but too late for the caller: the money comes back without waiting for the lease."""
+    made_here = uuid7()
+    monkeypatch.setattr("gateway.client.sync.uuid7", lambda: made_here)
+    ask = {"model": MODEL, "input_tokens": 10, "max_output_tokens": 20}
     with auth.gateway(timeout=5.0) as gateway:
         gateway.check(SECRET)
-        request_id = uuid7()
         with auth.db.write(), pytest.raises(AuthUnavailable, match="in time"):  # the ledger waits for the database
-            gateway.validate(SECRET, model=MODEL, input_tokens=10, max_output_tokens=20, request_id=request_id, timeout=0.3)
+            gateway.validate(SECRET, timeout=0.3, **ask)
         assert gateway.flush(10.0) == []
         wait_for("the money", lambda: token_row(auth.db)["held_nanos"] == 0)
         with pytest.raises((RequestWithdrawn, AlreadyExists)):
-            gateway.validate(SECRET, model=MODEL, input_tokens=10, max_output_tokens=20, request_id=request_id)
+            gateway.validate(SECRET, request_id=made_here, **ask)
+
+
+def test_a_call_with_an_id_of_the_callers_own_stays_his_to_ask_for_again(auth):
+    """It may be in use already: taking it back would make what it used free."""
+    ask = {"model": MODEL, "input_tokens": 10, "max_output_tokens": 20, "request_id": uuid7()}
+    with auth.gateway(timeout=5.0) as gateway:
+        first = gateway.validate(SECRET, **ask)
+        with auth.db.write(), pytest.raises(AuthUnavailable, match="in time"):
+            gateway.validate(SECRET, timeout=0.3, **ask)
+        assert gateway.flush() == []
+        assert gateway.validate(SECRET, **ask) == first
+        assert gateway.record_usage(first, input_tokens=10).cost_nanos == 10 * TOKEN_PRICE
 
 
 def test_a_block_keeps_its_lease_and_a_bare_grant_loses_it(auth, gateway, monkeypatch):

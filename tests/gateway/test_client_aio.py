@@ -92,13 +92,12 @@ async def test_a_cancelled_block_is_charged_its_hold(auth, gateway):
     assert (row["state"], row["cost_nanos"], row["error_code"]) == ("settled", 30 * TOKEN_PRICE, "CancelledError")
 
 
-async def test_a_question_that_is_cancelled_leaves_no_hold(auth, gateway):
+async def test_a_question_that_is_cancelled_leaves_no_hold(auth, gateway, monkeypatch):
     await gateway.check(SECRET)
     request_id = uuid7()
+    monkeypatch.setattr("gateway.client.aio.uuid7", lambda: request_id)
     with auth.db.write():  # the ledger waits for the database, and so does the question
-        task = asyncio.create_task(
-            gateway.validate(SECRET, model=MODEL, input_tokens=10, max_output_tokens=20, request_id=request_id)
-        )
+        task = asyncio.create_task(gateway.validate(SECRET, model=MODEL, input_tokens=10, max_output_tokens=20))
         await asyncio.sleep(0.2)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
