@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -30,6 +31,7 @@ def main() -> int:
     if not has_engine():
         print("compose-check: no Docker engine answers, or Compose is missing", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was brought up is taken down here, too
     name = f"gateway-zero-check-{os.getpid()}"
     try:
         run(Project(name, settings=SETTINGS), on_one_machine, "--build")
