@@ -37,6 +37,8 @@ SLOW: Final = 0.1
 """Seconds without an answer after which what comes next goes elsewhere."""
 LATE: Final = 0.3
 """Seconds without an answer after which another server is asked, too: both fit into what a batch of validations has."""
+MOST_SECONDS: Final = 2  # as many as batches are in flight: when a server hangs, no more is on its way to it
+SECONDS_EVERY: Final = 1.0
 _PROBE_AGAIN: Final = 0.5
 _LISTEN_AGAIN: Final = 0.1
 _CLOSING: Final = 5.0  # seconds for what is on its way when a server leaves the list
@@ -126,6 +128,7 @@ class Replicas:
         self._replicas: dict[str, Replica] = {}
         self._turn = 0
         self._current: Replica | None = None
+        self._seconds: deque[float] = deque(maxlen=MOST_SECONDS)
         self._turn_ends = float("-inf")
         self._changed = asyncio.Event()
         self._resolving: asyncio.Task[None] | None = None
@@ -197,7 +200,7 @@ class Replicas:
         asked = {first}
         try:
             await asyncio.wait(asked, timeout=LATE)
-            if not first.done() and (other := self.choose(beside=replica)) is not None:
+            if not first.done() and (other := self._second(beside=replica)) is not None:
                 replica.answering = False
                 beside()
                 asked.add(loop.create_task(other.ask(rpc(other.stub), request, until - loop.time())))
@@ -211,6 +214,16 @@ class Replicas:
             for task in asked:
                 if not task.cancel() and not task.cancelled():
                     task.exception()  # it was answered in the same moment, and nobody else looks
+
+    def _second(self, *, beside: Replica) -> Replica | None:
+        """Another one that may be asked, too. Seldom: where all are slow, asking twice would make them slower."""
+        now = asyncio.get_running_loop().time()
+        if len(self._seconds) == self._seconds.maxlen and now - self._seconds[0] < SECONDS_EVERY:
+            return None
+        other = self.choose(beside=beside)
+        if other is not None:
+            self._seconds.append(now)
+        return other
 
     async def connected(self) -> None:
         """Returns as soon as one is connected."""

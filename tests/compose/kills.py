@@ -22,7 +22,7 @@ import aiohttp
 from tests.compose.replicated import Replicated, replicated
 from tests.fakes.balancer import Balancer
 from tests.suite.audit import Prices, audit, open_holds
-from tests.suite.load import Told, call, paced_calls, steady_calls
+from tests.suite.load import Told, call, calls, paced_calls, steady_calls
 from tests.suite.stack import wait_for
 
 CENT, RATES = Prices(per_request="0.01"), Prices(input="1.00", output="2.00")
@@ -54,7 +54,13 @@ def books_are_right(stack: Replicated, prices: dict[str, Prices], told: list[Tol
 
 
 async def race(stack: Replicated, count: int) -> None:
-    """So many calls of a cent at once over both proxies, for a fifth as many cents."""
+    """So many calls of a cent at once over both proxies, for a fifth as many cents.
+
+    Who is not checked within a second, because all of this runs on one machine, gets 503 and has cost nothing.
+    """
+    warm = stack.token(1)
+    for port in stack.ports:
+        await calls(f"http://127.0.0.1:{port}/v1", warm, 20, at_once=10, model="cent")
     for stream in (False, True):
         token, before = stack.token(count / 500), len(stack.calls())
         urls = [f"http://127.0.0.1:{port}/v1" for port in stack.ports]
@@ -67,7 +73,7 @@ async def race(stack: Replicated, count: int) -> None:
         slowest = max(one.seconds for one in told)
         said(f"race, {'streams' if stream else 'plain'}: {dict(outcome(told))}, the slowest answer {slowest:.2f} s")
         assert fit - 1 <= passed <= fit
-        assert set(outcome(told)) <= {"200", "402 insufficient_quota", "429 budget_reserved"}
+        assert set(outcome(told)) <= {"200", "402 insufficient_quota", "429 budget_reserved", "503 auth_unavailable"}
         assert len(stack.calls()) - before == passed
         wait_for("all are booked", lambda: open_holds(stack.database) == 0)
         assert stack.spent(token) == passed * 10_000_000

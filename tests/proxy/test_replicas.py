@@ -160,6 +160,20 @@ async def test_one_that_hangs_costs_no_call_and_is_asked_again_when_it_goes_on(t
         await pair.settle()
 
 
+async def test_where_all_are_slow_they_are_not_asked_twice_for_everything(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LATE", 0.02)
+    async with pair_of(tmp_path) as pair:
+        for server in pair.servers:
+            server.service.item_seconds = 0.001
+        told = await asyncio.gather(*(pair.one() for _ in range(256)))
+        sent = sum(validations for server in pair.servers for _, validations in server.service.batches)
+        assert set(told) == {"granted"}
+        assert sent <= len(told) + module.MOST_SECONDS * 64
+        for server in pair.servers:
+            server.service.item_seconds = 0.0
+        await pair.settle()
+
+
 async def test_one_that_is_about_to_stop_is_asked_no_more_but_where_it_is_the_only_one(tmp_path):
     async with pair_of(tmp_path) as pair:
         first, second = (pair.replicas._replicas[f"ipv4:{server.address}"] for server in pair.servers)
