@@ -229,25 +229,10 @@ def test_of_several_starters_at_once_one_migrates_and_all_go_on(database_url: st
     assert sorted(told) == sorted(["[]", "[]", str(pending_after(FIRST))])
 
 
-@pytest.mark.parametrize("command", ["services.auth", "services.admin", "clients.cli migrate", "clients.cli reconcile"])
-def test_an_older_release_refuses_a_newer_database_in_one_line(tmp_path: Path, made_by_init: Path, command: str):
-    db = connect(f"sqlite:///{made_by_init}/gateway.db")
-    with db.write():
-        db.run("INSERT INTO schema_migration (name, applied) VALUES ('0099_of_the_future', '2027-01-01 00:00:00')")
-    db.close()
-    settings = os.environ | {"GATEWAY_DATA_DIR": str(made_by_init), "GATEWAY_LOG_FORMAT": "console"}
-    done = subprocess.run(
-        [sys.executable, "-m", *command.split()], cwd=REPOSITORY, env=settings, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert "newer release (it has 0099_of_the_future)" in done.stderr
-
-
-@pytest.fixture
-def made_by_init(tmp_path: Path) -> Path:
-    """A data directory with all that the services need to start."""
-    data = tmp_path / "data"
+@pytest.fixture(scope="module")
+def of_the_future(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory with all that the services need to start, and a database of a newer release."""
+    data = tmp_path_factory.mktemp("future") / "data"
     subprocess.run(
         [sys.executable, "-m", "clients.cli", "init", "--no-secrets"],
         cwd=REPOSITORY,
@@ -255,7 +240,22 @@ def made_by_init(tmp_path: Path) -> Path:
         capture_output=True,
         check=True,
     )
+    db = connect(f"sqlite:///{data}/gateway.db")
+    with db.write():
+        db.run("INSERT INTO schema_migration (name, applied) VALUES ('0099_of_the_future', '2027-01-01 00:00:00')")
+    db.close()
     return data
+
+
+@pytest.mark.parametrize("command", ["services.auth", "services.admin", "clients.cli migrate", "clients.cli reconcile"])
+def test_an_older_release_refuses_a_newer_database_in_one_line(of_the_future: Path, command: str):
+    settings = os.environ | {"GATEWAY_DATA_DIR": str(of_the_future), "GATEWAY_LOG_FORMAT": "console"}
+    done = subprocess.run(
+        [sys.executable, "-m", *command.split()], cwd=REPOSITORY, env=settings, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "newer release (it has 0099_of_the_future)" in done.stderr
 
 
 def pending_after(name: str) -> list[str]:

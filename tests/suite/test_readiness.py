@@ -119,7 +119,7 @@ def refused(suite: Installation, token: str) -> bool:
 def test_health_says_not_serving_before_anything_is_closed(fresh: Installer, service: str):
     probes = free_port()
     settings = {} if service == "auth" else {"GATEWAY_ADMIN_METRICS_ADDRESS": f"127.0.0.1:{probes}"}
-    suite = fresh(service, ready=False, GATEWAY_LAME_DUCK="3", **settings)
+    suite = fresh(service, ready=False, GATEWAY_LAME_DUCK="2", **settings)
     probes = suite.stack.probe_ports["auth"] if service == "auth" else probes
     port = suite.stack.auth_port if service == "auth" else suite.stack.admin_port
     wait_for("it is ready", lambda: status(probes, "/readyz") == 200)
