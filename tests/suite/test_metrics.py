@@ -8,6 +8,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.suite.conftest import ADMIN_PASSWORD, Installation, Installer
@@ -15,6 +16,7 @@ from tests.suite.load import calls
 from tests.suite.stack import free_port, wait_for
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
+ALERTS = DOCUMENT.parents[1] / "deploy" / "prometheus" / "alerts.yml"
 SECTIONS = {"Every service": ("auth", "admin", "proxy"), "auth and admin": ("auth", "admin")}
 SECTIONS |= {service: (service,) for service in ("auth", "admin", "proxy")}
 
@@ -31,6 +33,14 @@ def documented() -> dict[str, dict[str, str]]:
                 assert match[1] not in found[service], f"{match[1]} stands there twice"
                 found[service][match[1]] = match[2]
     return found
+
+
+def test_alerts_speak_of_metrics_that_there_are():
+    known = {name for metrics in documented().values() for name in metrics}
+    rules = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
+    named = {name.removesuffix("_bucket") for rule in rules for name in re.findall(r"gateway_[a-z_]+", rule["expr"])}
+    assert named
+    assert named <= known
 
 
 class Ports:
