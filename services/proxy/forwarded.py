@@ -15,6 +15,7 @@ from aiohttp import web
 
 MOST_HOPS = 32
 """Hops that are looked at; a longer chain of trusted proxies is nobody's."""
+_LONGEST = 64
 
 Network = IPv4Network | IPv6Network
 
@@ -74,6 +75,11 @@ def _from_the_right(lines: Sequence[str]) -> Iterator[str]:
 
 def _plain(text: str) -> str:
     """An address without brackets and port, a mapped one as the IPv4 address that it is; empty for what is none."""
+    return _read(text) if len(text) <= _LONGEST else ""
+
+
+@lru_cache(4096)
+def _read(text: str) -> str:
     if text.startswith("["):
         inner, _, port = text[1:].partition("]")
         text = inner if not port or (port[0] == ":" and port[1:].isdigit()) else ""
