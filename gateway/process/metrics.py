@@ -30,7 +30,8 @@ def service_registry(service: str, *, certificate_ends: Callable[[], datetime] |
 
     certificate_ends: the end of the service's certificate; asked when the metrics are read.
     """
-    disable_created_metrics()  # a series more for each counter, which tells no more than the start of the process does
+    # A series more for each counter, which tells no more than the start of the process does.
+    disable_created_metrics()  # type: ignore[no-untyped-call] # the library has no annotation there
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     GCCollector(registry=registry)
