@@ -41,6 +41,7 @@ class Ledger:
         self._token_key = token_key
         self._prices = PriceBook(db, clock)
         self._must_scrub = False
+        self._failing = False  # whether the last batch could not be written
         self._events: Counter[str] = Counter()
         self._events_lock = threading.Lock()
         self._writer: Writer[Report | Admission, Settled | Admitted | GatewayError] = Writer(self._apply, idle=self._idle)
@@ -159,7 +160,32 @@ class Ledger:
         self._writer.run(lambda: self._db.tend(last=True))
         self._writer.close()
 
+    def is_working(self) -> bool:
+        """Whether calls can be decided now: the database answers, and takes writes again where the last batch failed.
+
+        It is written to only then: a look a second must not be in the way of who writes by hand.
+        """
+        if not self._failing:
+            return self._db.is_reachable()
+        try:
+            with self._db.write():  # a row is really written, as a full disk lets empty transactions pass
+                self._db.run("UPDATE meta SET value = value WHERE key = 'token_key_fingerprint'")
+        except DatabaseUnavailable:
+            return False
+        self._failing = False
+        return True
+
     def _apply(self, items: Sequence[Report | Admission]) -> list[Settled | Admitted | GatewayError]:
+        try:
+            answers = self._apply_free(items)
+        except DatabaseUnavailable as error:
+            self._failing = not isinstance(error, RowLocked)
+            raise
+        self._failing = False
+        return answers
+
+    def _apply_free(self, items: Sequence[Report | Admission]) -> list[Settled | Admitted | GatewayError]:
+        """Commits the items; those whose token somebody holds for too long are refused, and their neighbours are not."""
         try:
             return self._commit(items)
         except RowLocked as error:

@@ -61,7 +61,10 @@ def main() -> None:
             bind(server, settings.auth_listen, identity, renewal=renewal)
             with start_probes(settings.auth_metrics_address, lambda: server.serving, registry=registry):
                 serve_until_signal(
-                    server, lame_duck=settings.lame_duck, drain=settings.drain, ready=lambda: database.watched(db.is_reachable)
+                    server,
+                    lame_duck=settings.lame_duck,
+                    drain=settings.drain,
+                    ready=lambda: database.watched(ledger.is_working),
                 )
     except (SettingsError, IdentityError, BindError, GatewayError, OSError) as error:
         sys.exit(cannot_start("auth", error))

@@ -296,6 +296,25 @@ def test_a_locked_database_is_told_soon_and_nothing_is_lost(db, clock, database_
     other.close()
 
 
+def test_a_ledger_that_cannot_write_says_so_and_says_when_it_can_again(db, clock, database_url):
+    again = connect(database_url, busy_timeout=0.05)
+    quick = open_ledger(again, clock)
+    assert quick.is_working()
+    other = connect(database_url)
+    with other.write():
+        if other.is_shared:
+            other.run("LOCK TABLE client_tokens, meta IN ACCESS EXCLUSIVE MODE")
+            quick._failing = True  # a lock is waited for, and refuses items alone
+        else:
+            with pytest.raises(errors.DatabaseUnavailable):
+                quick.commit([], [admission()])
+        assert not quick.is_working()
+    assert quick.is_working()
+    quick.close()
+    again.close()
+    other.close()
+
+
 def test_unknown_tokens_are_unknown_whatever_they_look_like(ledger):
     for secret in ("", "x", SECRET.upper(), f"{SECRET} ", "' OR 1=1 --", "\u0000", "é" * 100):
         assert isinstance(admit(ledger, secret=secret)[1], errors.TokenUnknown)
