@@ -91,6 +91,14 @@ def test_our_health_checks_are_our_own_command(service):
         assert about["healthcheck"]["test"] == ["CMD", "gateway", "health", name]
 
 
+def test_the_image_is_built_once_for_all_and_asked_of_no_registry(service):
+    name, about = service
+    assert ("build" in about) is (name == "init")
+    if name != "postgres":
+        assert about["image"] == "${GATEWAY_IMAGE:-gateway-zero}"
+        assert about["pull_policy"] == "never"
+
+
 def test_only_the_proxy_is_published_and_only_on_loopback():
     base, overlay = load(BASE)["services"], load(POSTGRES)["services"]
     assert {name for name, about in [*base.items(), *overlay.items()] if "ports" in about} == {"proxy"}
