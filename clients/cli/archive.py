@@ -18,13 +18,22 @@ FORMAT: Final = 1
 MANIFEST: Final = "manifest.json"
 _MAX_MANIFEST: Final = 1 << 20
 # What a backup may hold; a name that is none of these is not unpacked.
-_NAME: Final = re.compile(r"gateway\.db|keys/token\.key|pki/[a-z][a-z0-9-]{0,62}/(?:cert|key|ca)\.pem|pki/ca/ca\.(?:key|pem)")
+_NAME: Final = re.compile(
+    r"gateway\.db|keys/token\.key|pki/[a-z][a-z0-9-]{0,62}/(?:cert|key|ca)\.pem|pki/ca/ca\.(?:key|pem)"
+    r"|pki/issued/[a-z][a-z0-9-]{0,62}\.pem"
+)
+
+
+def may_hold(name: str) -> bool:
+    """Whether a backup may have a file of this name."""
+    return _NAME.fullmatch(name) is not None
 
 
 def write(path: Path, files: Mapping[str, Path], facts: Mapping[str, Any]) -> None:
     """Makes an archive that is there whole or not at all, for its owner alone.
 
-    files: the name of each in the archive, and where it is. facts: further members of the manifest.
+    files: the name of each in the archive, one that `may_hold` allows, and where it is: nobody may change it meanwhile.
+    facts: further members of the manifest.
     Raises Failure where there is such a file already, OSError when it cannot be written.
     """
     if path.exists():
@@ -59,7 +68,7 @@ def unpack(path: Path, directory: Path) -> dict[str, Any]:
             for entry in archive:
                 if entry.name == MANIFEST:
                     continue
-                if not entry.isreg() or entry.name not in expected or not _NAME.fullmatch(entry.name):
+                if not entry.isreg() or entry.name not in expected or not may_hold(entry.name):
                     raise Failure(f"{path} holds {entry.name[:200]!r}, which no backup has")
                 content = archive.extractfile(entry)
                 assert content is not None

@@ -44,7 +44,7 @@ def backup(
     if source is None and not without_database:
         raise Failure(_POSTGRES, code=USAGE, reason="postgresql")
     with _working_directory(out.absolute().parent) as folder:
-        files = dict(_secrets(settings))
+        files = _copied(_secrets(settings), folder)
         facts: dict[str, Any] = {"created_at": datetime.now(UTC).isoformat(), "release": version("gateway-zero")}
         if source is not None and not without_database:
             copy_online(source, folder / _DATABASE)
@@ -104,8 +104,19 @@ def _secrets(settings: Settings) -> Iterator[tuple[str, Path]]:
     yield _TOKEN_KEY, settings.token_key_file
     root = settings.data_dir / _PKI
     for path in sorted(root.glob("*/*")):
-        if path.is_file() and path.suffix in {".pem", ".key"} and not path.name.startswith("."):
-            yield f"{_PKI}/{path.relative_to(root).as_posix()}", path
+        name = f"{_PKI}/{path.relative_to(root).as_posix()}"
+        if path.is_file() and archive.may_hold(name):
+            yield name, path
+
+
+def _copied(files: Iterator[tuple[str, Path]], folder: Path) -> dict[str, Path]:
+    """Copies of files, as a certificate may be renewed before all that comes with it is written."""
+    copies = {}
+    for name, path in files:
+        copies[name] = folder / name
+        copies[name].parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copies[name])
+    return copies
 
 
 def _require_key(path: Path, fingerprint: str) -> None:

@@ -17,10 +17,11 @@ from tests.clients.conftest import Installation
 
 @pytest.fixture(scope="module")
 def backed_up(tmp_path_factory: pytest.TempPathFactory) -> tuple[Installation, Path]:
-    """An installation with one token, and its backup."""
+    """An installation with one token and one internal service, and its backup."""
     folder = tmp_path_factory.mktemp("backed-up")
     stack = Installation(folder, "")
     stack.gateway("init", "--json")
+    stack.gateway("identity", "create", "billing", "--json")
     stack.insert_token("a-token-of-the-backup", max_amount=5)
     told = stack.answer("backup", "--out", str(folder / "one.tar"))
     assert told["database"]["tokens"] == 2
@@ -87,12 +88,15 @@ def test_an_installation_that_is_there_is_never_touched(backed_up):
     assert (tree(stack.data), (stack.data / "gateway.db").stat().st_mtime_ns) == before
 
 
-@pytest.mark.parametrize("part", ["keys/token.key", "pki", "gateway.db-wal"])
+@pytest.mark.parametrize("part", ["keys/token.key", "pki/ca/ca.pem", "gateway.db-wal"])
 def test_a_part_of_an_installation_is_one_too(backed_up, elsewhere, part: str):
-    (elsewhere.data / part).mkdir(parents=True)
+    (elsewhere.data / part).parent.mkdir(parents=True)
+    (elsewhere.data / part).touch()
     refused = elsewhere.gateway("restore", str(backed_up[1]), check=False)
     assert refused.returncode == 1
-    assert not (elsewhere.data / "gateway.db").exists()
+    assert "an installation already" in refused.stderr
+    files = {path.relative_to(elsewhere.data).as_posix() for path in elsewhere.data.rglob("*") if path.is_file()}
+    assert files == {part, "init.lock"}
 
 
 @pytest.mark.parametrize("member", ["gateway_db", "keys_token_key"])
