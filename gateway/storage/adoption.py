@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import uuid
+from collections.abc import Collection
 from decimal import Decimal
 from typing import Any
 
@@ -28,13 +29,14 @@ def has_inbox(db: Database) -> bool:
     return bool(db.query("SELECT 1 FROM client_tokens WHERE token IS NOT NULL LIMIT 1"))
 
 
-def adopt(db: Database, key: bytes, now: str) -> int:
+def adopt(db: Database, key: bytes, now: str, *, wanted: Collection[str] | None = None) -> int:
     """Adopts every row with something in its inbox, inside a transaction that the caller holds; gives how many.
 
-    key: the installation's token key. now: the moment as the database writes it.
+    key: the installation's token key. now: the moment as the database writes it. wanted: the hashes of the tokens that are
+    waited for where somebody else holds their rows; other rows that are held are left for later. None: all are waited for.
     A row that cannot be read is disabled, and the audit says why; so is one whose token another live row has.
     """
-    ids = [token_id for (token_id,) in db.query(f"SELECT id FROM client_tokens WHERE {INBOX} ORDER BY id{db.locking}")]
+    ids = _lock(db, key, wanted)
     for token_id in ids:
         try:
             [row] = db.query(
@@ -50,6 +52,24 @@ def adopt(db: Database, key: bytes, now: str) -> int:
                 raise
             _set_aside(db, now, token_id)
     return len(ids)
+
+
+def _lock(db: Database, key: bytes, wanted: Collection[str] | None) -> list[int]:
+    """Locks the rows with something in their inbox; gives their ids in order."""
+    inbox = f"SELECT id FROM client_tokens WHERE {INBOX}"
+    if wanted is None or not db.locking:
+        return [token_id for (token_id,) in db.query(f"{inbox} ORDER BY id{db.locking}")]
+    db.serialize("adoption")  # two rows with one secret are adopted one after the other
+    waited_for = [
+        token_id
+        for token_id, token, token_hash in db.query(f"SELECT id, token, token_hash FROM client_tokens WHERE {INBOX}")
+        if token_hash in wanted or (isinstance(token, str) and tokens.hash_secret(key, token).hex() in wanted)
+    ]
+    if waited_for:
+        marks = ",".join("?" * len(waited_for))
+        db.query(f"SELECT id FROM client_tokens WHERE id IN ({marks}) ORDER BY id{db.locking}", waited_for)
+    # Who skips does not wait, so these may come out of order.
+    return [token_id for (token_id,) in db.query(f"{inbox} ORDER BY id{db.locking} SKIP LOCKED")]
 
 
 def ask_for_scrubbing(db: Database) -> None:

@@ -208,7 +208,7 @@ class Ledger:
         try:
             outcome = self._run_batch(settlements, admissions)
         except AdoptFirst:
-            self._adopt()
+            self._adopt({admission.token_hash for admission in admissions})
             outcome = self._run_batch(settlements, admissions, may_adopt=False)
         if outcome.events:
             with self._events_lock:
@@ -225,10 +225,13 @@ class Ledger:
             rows = BatchRows(self._db, may_adopt=may_adopt)
             return Batch(rows, self._prices, self._clock.now()).run(settlements, admissions)
 
-    def _adopt(self) -> None:
-        """Makes tokens of what a person wrote, and scrubs the plain text before an answer, if nobody is in the way."""
+    def _adopt(self, wanted: Collection[str]) -> None:
+        """Makes tokens of what a person wrote, and scrubs the plain text before an answer, if nobody is in the way.
+
+        wanted: the hashes that are asked for; rows of other tokens are left for later while somebody holds them.
+        """
         with self._db.write():
-            adopted = adopt(self._db, self._token_key, to_text(self._clock.now()))
+            adopted = adopt(self._db, self._token_key, to_text(self._clock.now()), wanted=wanted)
             if adopted:
                 ask_for_scrubbing(self._db)  # should this process be killed now, the next one does it
         if adopted:

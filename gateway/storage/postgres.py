@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
@@ -17,7 +18,7 @@ from psycopg.types.numeric import Int8Dumper
 
 from gateway.errors import DatabaseUnavailable, InvalidArgument
 from gateway.storage.database import BUSY_TIMEOUT, Database, faults
-from gateway.storage.faults import is_lost_connection, translated
+from gateway.storage.faults import CommitUnheard, is_lost_connection, translated
 
 # What the URL does not say itself. A server that is cut off is noticed within seconds, not after the kernel's two hours.
 _CONNECTION: Final = {
@@ -40,6 +41,9 @@ SELECT set_config('lock_timeout', %s, false),
     set_config('jit', 'off', false)
 """
 _REWRITE_UP_TO: Final = 8 << 20  # bytes: 30,000 tokens, 0.2 s
+# Whoever waits for the whole table keeps all others out meanwhile: so not long, and not soon again.
+_REWRITE_WAIT: Final = "20ms"
+_REWRITE_PAUSE: Final = 1.0  # seconds
 _PREPARED: Final = 400  # statements that a connection keeps prepared: a few shapes, each in several sizes
 
 
@@ -65,6 +69,7 @@ class PostgresDatabase(Database, peewee.PostgresqlDatabase):
         self._conninfo = make_conninfo(**(_CONNECTION | {key: str(value) for key, value in given.items() if value is not None}))
         self._where = f"{given.get('host', 'localhost')}:{given.get('port', 5432)}/{given.get('dbname', '')}"
         self._lock_timeout = f"{int(busy_timeout * 1000)}ms"
+        self._rewrite_at = 0.0
         self._opened: dict[psycopg.Connection[Any], threading.Thread] = {}
         self._opened_lock = threading.Lock()
         super().__init__(self._where, prefer_psycopg3=True)
@@ -121,6 +126,12 @@ class PostgresDatabase(Database, peewee.PostgresqlDatabase):
                 self._driver()
                 stack.enter_context(self.atomic())
             yield
+            try:
+                stack.close()
+            except peewee.PeeweeException as error:
+                if is_lost_connection(error):
+                    raise CommitUnheard("the connection broke during a commit; ask again", retry_after=1.0) from error
+                raise
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -196,12 +207,19 @@ class PostgresDatabase(Database, peewee.PostgresqlDatabase):
         """Rewrites the table of tokens, whose file would keep the plain text of an adopted token until its place is needed.
 
         A large table is only vacuumed, so that the place is needed soon: rewriting 100,000 tokens takes 0.9 s, in which no
-        call is admitted.
+        call is admitted. Somebody who reads the table for long (a dump, a person's open transaction) is not waited for.
         """
+        if time.monotonic() < self._rewrite_at:
+            return False
         try:
             ((size,),) = self.query("SELECT pg_table_size('client_tokens')")
-            self.run("VACUUM (FULL) client_tokens" if size <= _REWRITE_UP_TO else "VACUUM client_tokens")
+            self.query("SELECT set_config('lock_timeout', ?, false)", (_REWRITE_WAIT,))
+            try:
+                self.run("VACUUM (FULL) client_tokens" if size <= _REWRITE_UP_TO else "VACUUM client_tokens")
+            finally:
+                self.query("SELECT set_config('lock_timeout', ?, false)", (self._lock_timeout,))
         except DatabaseUnavailable:
+            self._rewrite_at = time.monotonic() + _REWRITE_PAUSE
             return False
         return True
 

@@ -1,0 +1,65 @@
+"""A person, or pg_dump, with a transaction open beside the ledger: whoever is not concerned by it notices nothing."""
+
+from __future__ import annotations
+
+import time
+
+import psycopg
+import pytest
+
+from gateway import errors
+from gateway.admission import Admitted
+from gateway.storage.database import connect
+from gateway.storage.reconcile import reconcile
+from tests.support.ledger import add_token, admission, make_database, open_ledger
+
+
+@pytest.fixture
+def db(postgres_url):
+    db = make_database(postgres_url)
+    yield db
+    assert reconcile(db) == []
+    db.close()
+
+
+@pytest.fixture
+def ledger(db, postgres_url):
+    """A ledger that waits for rows as long as auth does."""
+    database = connect(postgres_url)
+    ledger = open_ledger(database)
+    yield ledger
+    ledger.close()
+    database.close()
+
+
+def look(ledger, secret):
+    (answer,) = ledger.commit([], [admission(secret=secret, limit=1, read=1)]).admissions
+    return answer
+
+
+def test_a_table_that_is_being_read_for_long_is_scrubbed_later_and_calls_do_not_wait_for_it(ledger, db, postgres_url):
+    add_token(db, "a-token-that-is-known")
+    assert isinstance(look(ledger, "a-token-that-is-known"), Admitted)
+    with psycopg.connect(postgres_url) as reader:
+        reader.execute("SELECT count(*) FROM client_tokens")  # held to the end of the transaction, as pg_dump does
+        add_token(db, "a-token-that-is-new")
+        assert isinstance(look(ledger, "a-token-that-is-new"), Admitted)
+        began = time.monotonic()
+        assert all(isinstance(look(ledger, "a-token-that-is-known"), Admitted) for _ in range(10))
+        assert time.monotonic() - began < 1.0
+    ends = time.monotonic() + 10
+    while db.query("SELECT 1 FROM meta WHERE key = 'truncate_write_ahead_log'"):
+        assert time.monotonic() < ends, "the plain text was never scrubbed"
+        time.sleep(0.05)
+
+
+def test_a_row_that_a_person_holds_keeps_no_other_one_from_being_adopted(ledger, db, postgres_url):
+    add_token(db, "a-token-that-is-held")
+    with psycopg.connect(postgres_url) as person:
+        person.execute("UPDATE client_tokens SET remark = 'mine' WHERE token = 'a-token-that-is-held'")
+        add_token(db, "a-token-that-is-free")
+        assert isinstance(look(ledger, "a-token-that-is-free"), Admitted)
+        assert isinstance(look(ledger, "a-token-of-nobody"), errors.TokenUnknown)
+        with pytest.raises(errors.DatabaseUnavailable):
+            look(ledger, "a-token-that-is-held")
+    assert isinstance(look(ledger, "a-token-that-is-held"), Admitted)
