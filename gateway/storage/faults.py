@@ -7,7 +7,7 @@ from typing import Final
 
 import peewee
 
-from gateway.errors import DatabaseUnavailable, InvalidArgument
+from gateway.errors import AuthUnavailable, DatabaseUnavailable, InvalidArgument
 
 # peewee's errors and the SQLite driver's; the PostgreSQL driver's reach only `postgres.py`, or come wrapped by peewee.
 DRIVER_ERRORS: Final = (peewee.DatabaseError, peewee.InterfaceError, sqlite3.OperationalError)
@@ -37,6 +37,13 @@ _BUSY: Final = "the database is busy or away; nothing was changed, try again"
 
 class RowLocked(DatabaseUnavailable):
     """Another transaction holds a row that this one needs: a fault of these items, not of the database."""
+
+
+class CommitUnheard(DatabaseUnavailable):
+    """The connection broke during a commit: all of it was done, or nothing. Not "nothing was changed", as the others say."""
+
+    # To whoever asked auth it is as if auth had not answered: what may have been admitted is taken back.
+    reason = AuthUnavailable.reason
 
 
 def translated(error: Exception) -> Exception:

@@ -14,6 +14,7 @@ import pytest
 from gateway import errors
 from gateway.admission import Admitted, Settled
 from gateway.storage.database import connect
+from gateway.storage.faults import CommitUnheard
 from gateway.storage.migrate import migrate
 from gateway.storage.reconcile import reconcile
 from gateway.usage import State
@@ -190,6 +191,17 @@ def test_a_connection_cut_in_the_middle_of_a_transaction_changes_nothing(db, pos
         db.run("UPDATE client_tokens SET held_nanos = 5")
         shared_server().terminate_backends(postgres_url)
         db.run("UPDATE client_tokens SET held_nanos = 6")
+    assert token_row(db)["held_nanos"] == 0
+
+
+def test_a_commit_that_is_not_heard_of_is_told_from_one_that_was_not_begun(db, postgres_url):
+    with pytest.raises(CommitUnheard), db.write():
+        db.run("UPDATE client_tokens SET held_nanos = 5")
+        shared_server().terminate_backends(postgres_url)
+    with pytest.raises(errors.DatabaseUnavailable) as told, db.write():
+        shared_server().terminate_backends(postgres_url)
+        db.run("UPDATE client_tokens SET held_nanos = 6")
+    assert not isinstance(told.value, CommitUnheard)
     assert token_row(db)["held_nanos"] == 0
 
 
