@@ -130,7 +130,8 @@ class Ledger:
                     "INSERT INTO denials (token_id, reason, minute, count, last_ip, last_request_id) VALUES (?, ?, ?, ?, ?, ?)"
                     " ON CONFLICT (token_id, reason, minute) DO UPDATE SET count = denials.count + excluded.count,"
                     " last_ip = excluded.last_ip, last_request_id = excluded.last_request_id",
-                    [(*key, *value) for key, value in counts.items()],
+                    # Sorted, so that two processes do not wait for each other's rows.
+                    [(*key, *value) for key, value in sorted(counts.items())],
                 )
 
         self._writer.run(add)
@@ -249,20 +250,21 @@ class Ledger:
     def _expire(self, request_ids: Sequence[str]) -> int:
         now = to_text(self._clock.now())
         with self._db.write():
-            for row in self._lock_open_rows(request_ids):
-                request_id, token_id, held, admitted_at, model, period_start = row
-                self._db.run(
-                    "UPDATE requests SET state = ?, cost_nanos = ?, usage_source = ?, settled_at = ?,"
-                    " error_code = 'lease_expired' WHERE request_id = ?",
-                    (State.EXPIRED, held, Source.ESTIMATED, now, request_id),
-                )
-                self._db.run(
-                    "UPDATE client_tokens SET held_nanos = held_nanos - ?, open_calls = open_calls - 1,"
-                    " total_spent_nanos = total_spent_nanos + ?, period_spent_nanos = period_spent_nanos"
-                    " + CASE WHEN COALESCE(period_start, '') = ? THEN ? ELSE 0 END WHERE id = ?",
-                    (held, held, period_start or "", held, token_id),
-                )
-                add_totals(self._db, {(token_id, admitted_at[:10], model): [0, 0, 0, held]})
+            rows = self._lock_open_rows(request_ids)
+            with self._db.together():
+                for request_id, token_id, held, admitted_at, model, period_start in rows:
+                    self._db.run(
+                        "UPDATE requests SET state = ?, cost_nanos = ?, usage_source = ?, settled_at = ?,"
+                        " error_code = 'lease_expired' WHERE request_id = ?",
+                        (State.EXPIRED, held, Source.ESTIMATED, now, request_id),
+                    )
+                    self._db.run(
+                        "UPDATE client_tokens SET held_nanos = held_nanos - ?, open_calls = open_calls - 1,"
+                        " total_spent_nanos = total_spent_nanos + ?, period_spent_nanos = period_spent_nanos"
+                        " + CASE WHEN COALESCE(period_start, '') = ? THEN ? ELSE 0 END WHERE id = ?",
+                        (held, held, period_start or "", held, token_id),
+                    )
+                    add_totals(self._db, {(token_id, admitted_at[:10], model): [0, 0, 0, held]})
         return len(request_ids)
 
     def _lock_open_rows(self, request_ids: Sequence[str]) -> list[tuple[Any, ...]]:

@@ -162,6 +162,14 @@ def test_two_sweepers_expire_a_call_once(two, db):
     assert token_row(db)["total_spent_nanos"] == 100 * DOLLAR // 1000
 
 
+def test_two_sweepers_write_refusals_of_the_same_tokens_without_waiting_in_a_circle(two, db):
+    counts = {(number, "BUDGET_EXHAUSTED", "2027-01-01T00:00"): (1, "10.0.0.1", "") for number in range(400)}
+    backwards = dict(reversed(counts.items()))
+    for _ in range(5):
+        at_once([partial(two[0].add_denials, counts), partial(two[1].add_denials, backwards)])
+    assert db.query("SELECT MIN(count), MAX(count) FROM denials") == [(10, 10)]
+
+
 def test_a_row_by_hand_is_adopted_once_by_whoever_is_asked(two, db):
     for number in range(5):
         secret = f"written-by-hand-{number}"
