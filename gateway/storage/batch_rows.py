@@ -104,7 +104,7 @@ class BatchRows:
         token_ids |= {report.token_id for report in settlements if report.token_id}
         hashes = {admission.token_hash for admission in admissions}
         written_into = self._read_tokens(token_ids, hashes)
-        if self._may_adopt and (written_into or (hashes - self.by_hash.keys() and has_inbox(self._db))):
+        if self._may_adopt and (written_into or self._may_be_new(hashes - self.by_hash.keys())):
             raise AdoptFirst
         if self._db.is_shared:
             self._read_requests(reported | asked)
@@ -112,6 +112,16 @@ class BatchRows:
             self.tombstones = dict(
                 self._select("SELECT request_id, report_digest FROM tombstones WHERE request_id IN", missing)
             )
+
+    def _may_be_new(self, missing: set[str]) -> bool:
+        """Whether tokens that were not found may stand there in plain text, or did when they were looked for."""
+        if not missing:
+            return False
+        if has_inbox(self._db):
+            return True
+        # Another process may have adopted them between the two looks.
+        look = "SELECT 1 FROM client_tokens WHERE deleted_at IS NULL AND token_hash IN"
+        return self._db.is_shared and bool(self._select(look, missing))
 
     def _read_shared(self, reported: set[str], asked: set[str]) -> set[int]:
         """Keeps other processes away from ids that have no row yet; gives the tokens of those that have one.

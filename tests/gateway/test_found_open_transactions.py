@@ -9,6 +9,8 @@ import pytest
 
 from gateway import errors
 from gateway.admission import Admitted
+from gateway.storage import batch_rows
+from gateway.storage.adoption import has_inbox
 from gateway.storage.database import connect
 from gateway.storage.reconcile import reconcile
 from tests.support.ledger import add_token, admission, make_database, open_ledger
@@ -63,3 +65,19 @@ def test_a_row_that_a_person_holds_keeps_no_other_one_from_being_adopted(ledger,
         with pytest.raises(errors.DatabaseUnavailable):
             look(ledger, "a-token-that-is-held")
     assert isinstance(look(ledger, "a-token-that-is-held"), Admitted)
+
+
+def test_a_token_that_another_process_adopts_between_two_looks_is_known(ledger, db, monkeypatch):
+    other = open_ledger(db)
+
+    def look_late(database):
+        if database is not db:
+            look(other, "a-token-by-hand")
+        return has_inbox(database)
+
+    add_token(db, "a-token-by-hand")
+    monkeypatch.setattr(batch_rows, "has_inbox", look_late)
+    try:
+        assert isinstance(look(ledger, "a-token-by-hand"), Admitted)
+    finally:
+        other.close()
