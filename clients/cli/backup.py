@@ -13,11 +13,11 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import unquote, urlsplit
 
 from cyclopts import Parameter
 
 from clients.cli import archive, keys
+from clients.cli.inspection import sqlite_file
 from clients.cli.output import USAGE, Failure, Json, tell, tell_json, warn
 from gateway.money import to_units
 from gateway.process import token_key
@@ -40,7 +40,7 @@ def backup(
     """Put database, token key and certificates into one file, while the services go on."""
     settings = load_settings(os.environ)
     os.umask(0o077)
-    source = _sqlite_file(settings)
+    source = sqlite_file(settings)
     if source is None and not without_database:
         raise Failure(_POSTGRES, code=USAGE, reason="postgresql")
     with _working_directory(out.absolute().parent) as folder:
@@ -93,11 +93,6 @@ def _working_directory(parent: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def _sqlite_file(settings: Settings) -> Path | None:
-    parts = urlsplit(settings.database_url)
-    return Path(unquote(parts.path[1:])) if parts.scheme == "sqlite" else None
-
-
 def _secrets(settings: Settings) -> Iterator[tuple[str, Path]]:
     """The token key and the certificates, by their names in the archive."""
     token_key.read(settings.token_key_file)
@@ -138,7 +133,7 @@ def _places(settings: Settings, names: list[str]) -> dict[str, Path]:
     if _TOKEN_KEY in names:
         places[_TOKEN_KEY] = settings.token_key_file
     if _DATABASE in names:
-        target = _sqlite_file(settings)
+        target = sqlite_file(settings)
         if target is None:
             raise Failure("the backup holds a SQLite database, and GATEWAY_DATABASE_URL names a PostgreSQL one", code=USAGE)
         places[_DATABASE] = target

@@ -191,8 +191,8 @@ def ports(settings: Settings) -> Iterator[Finding]:
 
 def sqlite_file(settings: Settings) -> Path | None:
     """The file of the SQLite database; None where the database is a server."""
-    parts = urlsplit(settings.database_url)
-    return Path(unquote(parts.path[1:])) if parts.scheme == "sqlite" else None
+    url = settings.database_url
+    return Path(unquote(urlsplit(url).path[1:])) if url.startswith("sqlite:") else None
 
 
 def _secret_files(settings: Settings) -> list[Path]:

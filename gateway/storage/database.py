@@ -101,12 +101,11 @@ def connect(url: str, *, busy_timeout: float = BUSY_TIMEOUT, create: bool = True
     another one. create: makes an empty SQLite file where there is none.
     Raises InvalidArgument for a URL that names none, DatabaseUnavailable where it cannot be opened.
     """
-    parts = urlsplit(url)
-    if parts.scheme in {"postgresql", "postgres"}:
+    if url.startswith(("postgresql://", "postgres://")):
         from gateway.storage.postgres import PostgresDatabase  # noqa: PLC0415 - the driver is not for those who use SQLite
 
         database: Database = PostgresDatabase(url, busy_timeout=busy_timeout)
-    elif parts.scheme == "sqlite" and not parts.netloc and len(parts.path) >= 2:
+    elif (parts := urlsplit(url)).scheme == "sqlite" and not parts.netloc and len(parts.path) >= 2:
         from gateway.storage.sqlite import SqliteDatabase  # noqa: PLC0415 - it imports this module
 
         database = _sqlite(SqliteDatabase, Path(unquote(parts.path[1:])), busy_timeout, create=create)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -62,10 +63,7 @@ class PostgresDatabase(Database, peewee.PostgresqlDatabase):
     is_shared = True
 
     def __init__(self, url: str, *, busy_timeout: float = BUSY_TIMEOUT) -> None:
-        try:
-            given = conninfo_to_dict(url)
-        except psycopg.ProgrammingError as error:
-            raise InvalidArgument(f"GATEWAY_DATABASE_URL is not a URL of a PostgreSQL database: {_line(error)}") from None
+        given = _parts(url)
         self._conninfo = make_conninfo(**(_CONNECTION | {key: str(value) for key, value in given.items() if value is not None}))
         self._where = f"{given.get('host', 'localhost')}:{given.get('port', 5432)}/{given.get('dbname', '')}"
         self._lock_timeout = f"{int(busy_timeout * 1000)}ms"
@@ -222,6 +220,21 @@ class PostgresDatabase(Database, peewee.PostgresqlDatabase):
             self._rewrite_at = time.monotonic() + _REWRITE_PAUSE
             return False
         return True
+
+
+def _parts(url: str) -> dict[str, Any]:
+    """What a URL says, by libpq's names. Raises InvalidArgument; libpq's own words may repeat a password."""
+    try:
+        given = conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        given = {}
+    # A `/` in a password ends the address there, and the rest of the password would be told as a port or a database.
+    if not given or re.search(r"[^0-9,]", str(given.get("port", ""))) or "@" in str(given.get("dbname", "")):
+        raise InvalidArgument(
+            "GATEWAY_DATABASE_URL is not a URL of a PostgreSQL database: a parameter behind the `?` is unknown, or a character"
+            " is missing its escape (in a password, `%` is written %25, `@` %40, `/` %2F, `:` %3A, `[` %5B, `?` %3F)"
+        )
+    return given
 
 
 @lru_cache(maxsize=512)

@@ -303,7 +303,12 @@ def test_a_commit_waits_for_the_disk_whatever_the_server_says_by_default(postgre
     [
         ("postgresql://gateway@127.0.0.1:1/x", "127.0.0.1:1/x is away"),
         ("postgresql://gateway:secret-word@127.0.0.1:{port}/no-such-database", "does not exist"),
-        ("postgresql://gateway@127.0.0.1:{port}/x?no_such_option=1", "no_such_option"),
+        ("postgresql://gateway@127.0.0.1:{port}/x?no_such_option=1", "behind the `\\?` is unknown"),
+        ("postgresql://gateway:%secret-word@127.0.0.1:{port}/x", "`%` is written %25"),
+        ("postgresql://gateway:12/secret-word@127.0.0.1:{port}/x", "`/` %2F"),
+        ("postgresql://gateway:secret-word/1@127.0.0.1:{port}/x", "`/` %2F"),
+        ("postgresql://gateway:[secret-word@127.0.0.1:{port}/x", "is away|%5B"),
+        ("postgresql://gateway:secret-word@[::1]x/x", "is not a URL"),
     ],
 )
 def test_a_database_that_cannot_be_had_is_told_without_its_password(url, said):
