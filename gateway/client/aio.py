@@ -17,6 +17,7 @@ from gateway.client.credentials import DEFAULT_ADDRESS, Credentials, address_fro
 from gateway.client.faults import Fault, Faults, Tries
 from gateway.client.pending import MOST_PENDING, MOST_RENEWED
 from gateway.client.results import Grant, Receipt, TokenUsage, Undelivered
+from gateway.client.sync import CLOSE_TIMEOUT, TIMEOUT
 from gateway.client.terms import CallTerms, UsageTerms
 from gateway.errors import FailedPrecondition, GatewayError
 from gateway.ids import uuid7
@@ -27,17 +28,12 @@ from gateway.stubs.auth.v1.auth_pb2_grpc import AuthServiceStub
 if TYPE_CHECKING:
     from gateway.stubs.auth.v1.auth_pb2_grpc import AuthServiceAsyncStub
 
-TIMEOUT: Final = 1.0
-"""Seconds for which a caller waits for auth, all tries together."""
-CLOSE_TIMEOUT: Final = 5.0
-"""Seconds for which `flush` and `close` wait for reports that are not delivered yet."""
-
 _log: Final = logging.getLogger("gateway.client")
 _A = TypeVar("_A")
 
 
 class AsyncGateway:
-    """Asks auth whether calls may be made, and reports what they used. One a process; safe to use from many threads.
+    """Asks auth whether calls may be made, and reports what they used. One a loop: make it and use it there.
 
     address: `host:port`, or `dns:///host:port` for every address that the name has, in turn.
     identity: the folder that `gateway identity create` wrote, or `Credentials`.
