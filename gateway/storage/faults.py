@@ -40,7 +40,7 @@ class RowLocked(DatabaseUnavailable):
 
 
 class CommitUnheard(DatabaseUnavailable):
-    """The connection broke during a commit: all of it was done, or nothing. Not "nothing was changed", as the others say."""
+    """The connection broke during a commit, or it takes too long: it may be done, or be done yet, or not at all."""
 
     # To whoever asked auth it is as if auth had not answered: what may have been admitted is taken back.
     reason = AuthUnavailable.reason

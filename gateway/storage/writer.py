@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from gateway.errors import DatabaseUnavailable
-from gateway.storage.faults import RowLocked
+from gateway.storage.faults import CommitUnheard, RowLocked
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -30,6 +30,7 @@ class _Job(Generic[Item]):
     items: Sequence[Item]
     deadline: float
     """Monotonic seconds after which nobody waits for it any more."""
+    begun: bool = False
     future: Future[Any] = field(default_factory=Future)
 
 
@@ -63,11 +64,18 @@ class Writer(Generic[Item, Result]):
     def submit(self, items: Sequence[Item], *, timeout: float) -> Sequence[Result]:
         """Has these items written; gives their results. Raises DatabaseUnavailable when it cannot be done in time.
 
-        timeout: seconds. Items whose turn comes later are dropped unwritten.
+        timeout: seconds. Items whose turn comes later are dropped unwritten; CommitUnheard: they are being written still.
         """
         job = _Job(items, time.monotonic() + timeout)
         self._put(self._jobs, job)
-        return self._result(job.future, timeout)  # type: ignore[no-any-return] # futures are untyped across the threads
+        try:
+            return self._result(job.future, timeout)  # type: ignore[no-any-return] # futures are untyped across the threads
+        except DatabaseUnavailable as error:
+            if not job.begun:
+                raise
+            if job.future.done():
+                return job.future.result()  # type: ignore[no-any-return] # as above
+            raise CommitUnheard("the database is slow; ask again", retry_after=1.0) from error
 
     def run(self, errand: Callable[[], T], *, timeout: float = 30.0) -> T:
         """Runs a function on the writer's thread, between batches. It opens its own transaction."""
@@ -130,6 +138,8 @@ class Writer(Generic[Item, Result]):
         jobs = [job for job in jobs if job.deadline >= now]
         if not jobs:
             return
+        for job in jobs:
+            job.begun = True
         try:
             results = self._apply([item for job in jobs for item in job.items])
         except Exception as error:

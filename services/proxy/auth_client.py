@@ -282,6 +282,8 @@ class AuthClient:
             return True
         if result.WhichOneof("result") == "error":
             if result.error.code == _UNAVAILABLE:
+                # Auth says of its database that nothing was changed, or, by this, that it did not hear.
+                waiting.lost |= result.error.reason == AuthUnavailable.reason
                 return False
             self._tell(waiting, from_reason(result.error.reason, result.error.message, code=result.error.code))
         else:

@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry
 from gateway.errors import AlreadyExists, AuthUnavailable, BudgetReserved, GatewayError, Overloaded, TokenUnknown
 from gateway.ids import uuid7
 from gateway.rpc.channel import aio_channel
+from gateway.rpc.status import code_of
+from gateway.storage.faults import CommitUnheard
 from gateway.stubs.auth.v1 import auth_pb2 as pb
 from services.proxy import auth_client
 from services.proxy.auth_client import AuthClient
@@ -185,6 +187,21 @@ async def test_an_answer_that_is_lost_leaves_no_hold(tmp_path, pki):
         gate.service.swallow = False
         await eventually(lambda: gate.ledger.state(request.request_id) == "released")
         assert gate.ledger.tokens[TOKEN].held == 0
+
+
+async def test_a_commit_that_auth_heard_nothing_of_leaves_no_hold(tmp_path, pki, monkeypatch):
+    async with client_of(tmp_path / "outbox", pki) as gate:
+
+        def commit(asked: pb.ValidateTokenRequest) -> pb.ValidationResult:
+            gate.ledger.validate(asked)
+            error = CommitUnheard("")
+            return pb.ValidationResult(error=pb.ItemError(code=code_of(error).value[0], reason=error.reason))
+
+        monkeypatch.setattr(gate.service, "_validation", commit)
+        request = call()
+        with pytest.raises(AuthUnavailable):
+            await gate.validate(request)
+        await eventually(lambda: gate.ledger.state(request.request_id) == "released")
 
 
 async def test_an_answer_that_is_lost_once_is_asked_for_again_and_found(tmp_path, pki, monkeypatch):

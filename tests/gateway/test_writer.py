@@ -1,0 +1,39 @@
+"""The thread that writes: what it says to those who do not wait for the end."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from gateway.errors import AuthUnavailable, DatabaseUnavailable
+from gateway.storage.faults import CommitUnheard
+from gateway.storage.writer import Writer
+
+
+@pytest.fixture
+def flowing():
+    return threading.Event()
+
+
+@pytest.fixture
+def writer(flowing):
+    def apply(items):
+        flowing.wait(10)
+        return items
+
+    writer = Writer(apply, idle=lambda: False)
+    yield writer
+    flowing.set()
+    writer.close()
+
+
+def test_what_is_being_written_is_told_from_what_was_not_begun(writer, flowing):
+    with pytest.raises(CommitUnheard) as unheard:
+        writer.submit(["begun"], timeout=0.05)
+    assert unheard.value.reason == AuthUnavailable.reason
+    with pytest.raises(DatabaseUnavailable) as dropped:
+        writer.submit(["waiting behind it"], timeout=0.05)
+    assert not isinstance(dropped.value, CommitUnheard)
+    flowing.set()
+    assert writer.submit(["later"], timeout=5) == ["later"]
