@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -47,7 +47,7 @@ class Identity:
 
     name: str
     cert: bytes
-    key: bytes
+    key: bytes = field(repr=False)
     ca: bytes
 
     @classmethod

@@ -28,6 +28,7 @@ def test_an_issued_identity_is_read_back_from_its_folder(ca: Path, tmp_path: Pat
     issued = issue(ca, "proxy", tmp_path / "proxy")
     assert Identity.load(tmp_path / "proxy") == issued
     assert issued.name == "proxy"
+    assert "PRIVATE KEY" not in repr(issued)
 
 
 def test_keys_and_certificates_are_for_their_owner_alone(ca: Path, tmp_path: Path) -> None:
