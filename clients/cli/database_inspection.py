@@ -18,7 +18,7 @@ from gateway.storage.migrate import pending, refuse_newer
 
 SOUND_SQLITE: Final = (3, 51, 3)  # before it, two connections that checkpoint at once can corrupt a WAL
 _OLDEST_POSTGRES: Final = 14  # the oldest that the tests' statements are known to run on and that is still kept up
-_CONNECTIONS: Final = 60  # what one auth and one admin open at the most, with room for an operator
+_CONNECTIONS: Final = 70  # what one auth and one admin open at the most, with room for an operator
 _LOOKS: Final = 30
 _SLOW_LOOK_MS: Final = 5.0  # an admission takes about eight looks, and a caller waits a second in all
 
