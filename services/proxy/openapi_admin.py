@@ -146,6 +146,7 @@ SCHEMAS: Mapping[str, Schema] = {
             "before": {},
             "after": {},
             "client_ip": TEXT,
+            "request_id": TEXT,
         }
     ),
     "AuditRecords": _page_of("records", "AuditRecord"),

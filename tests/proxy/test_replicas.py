@@ -133,7 +133,7 @@ async def test_one_that_dies_and_comes_back_again_and_again_costs_no_call(tmp_pa
 
         told, _ = await asyncio.gather(pair.load(2.5), nemesis())
         assert set(told) == {"granted"}
-        assert max(pair.waits) < 0.5
+        assert max(pair.waits) < 0.9
         await pair.settle()
         assert pair.ledger.tokens[TOKEN].spent == 4 * len(told)
 
@@ -141,7 +141,7 @@ async def test_one_that_dies_and_comes_back_again_and_again_costs_no_call(tmp_pa
 async def test_connections_that_their_servers_end_all_the_time_cost_no_call(tmp_path):
     async with pair_of(tmp_path, connection_age_ms=100) as pair:
         assert set(await pair.load(1.5)) == {"granted"}
-        assert max(pair.waits) < 0.5
+        assert max(pair.waits) < 0.9
         await pair.settle()
 
 
