@@ -34,7 +34,9 @@ ADOPTION_INTERVAL: Final = 30.0
 SETTLEMENTS_PER_BATCH: Final = 256
 BYTES_PER_BATCH: Final = 768 * 1024  # of the 1 MiB that a batch may have; the rest is for validations and framing
 BODIES_IN_MEMORY: Final = 100_000
-_UNAVAILABLE: Final = 14
+# What passes, of gRPC's codes: away; or something of auth's own that nobody foresaw (a table that is missing for the moment,
+# a right that was taken away), which says nothing about the report. A report leaves only when it is refused itself.
+_PASSING: Final = frozenset({0, 2, 13, 14})
 _NO_KEY: Final = b""
 
 Send = Callable[[list[RecordUsageRequest]], Awaitable[list[SettlementResult]]]
@@ -233,7 +235,7 @@ class Outbox:
             call.flights -= 1
             if result.WhichOneof("result") == "response":
                 finished.append(call.request_id)
-            elif result.error.code in {0, _UNAVAILABLE}:
+            elif result.error.code in _PASSING:
                 self._settler.push(call.request_id, again=True)
             else:
                 refused.append((call, result.error))

@@ -212,6 +212,28 @@ async def test_what_is_refused_for_good_is_moved_aside(tmp_path, registry):
     assert aside.exists()
 
 
+@pytest.mark.parametrize("code", [2, 13, 14])
+async def test_a_fault_of_the_ledgers_own_refuses_no_report(tmp_path, registry, code):
+    books = Books()
+    request_id = uuid7()
+    asked = 0
+
+    async def send(settlements):
+        nonlocal asked
+        asked += 1
+        if asked <= 2:  # as where a table is missing for the moment
+            return [pb.SettlementResult(error=pb.ItemError(code=code, reason="INTERNAL")) for _ in settlements]
+        return await books.send(settlements)
+
+    outbox = Outbox.open(tmp_path, proxy_id=uuid7(), registry=registry)
+    outbox.append(report(request_id), KEY)
+    outbox.start(send)
+    await eventually(lambda: request_id in books.booked)
+    await outbox.close(0.0)
+    assert registry.get_sample_value("gateway_proxy_outbox_refused_total") == 0
+    assert not list(tmp_path.glob("refused-*.log"))
+
+
 async def test_another_report_for_a_booked_call_is_moved_aside(tmp_path, registry):
     books = Books()
     request_id = uuid7()
