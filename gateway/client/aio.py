@@ -14,7 +14,7 @@ from gateway.client import wire
 from gateway.client.aio_background import AsyncBackground
 from gateway.client.call import CallState
 from gateway.client.credentials import DEFAULT_ADDRESS, Credentials, address_from_env
-from gateway.client.faults import Fault, Faults, Tries
+from gateway.client.faults import Fault, Faults, Tries, seconds
 from gateway.client.pending import MOST_PENDING, MOST_RENEWED
 from gateway.client.results import Grant, Receipt, TokenUsage, Undelivered
 from gateway.client.sync import CLOSE_TIMEOUT, TIMEOUT
@@ -70,7 +70,7 @@ class AsyncGateway:
         self._stub = stub
         self._disconnect = disconnect
         self._faults = faults
-        self._timeout = timeout
+        self._timeout = seconds(timeout)
         self._closed = False
         self._background = AsyncBackground(send=self._send_once, renew=self._renew_once, most=max_pending)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -9,7 +10,7 @@ from typing import Any, Final
 import grpc
 
 from gateway.client.credentials import Credentials
-from gateway.errors import AuthUnavailable, DatabaseUnavailable, GatewayError, Overloaded
+from gateway.errors import AuthUnavailable, DatabaseUnavailable, GatewayError, InvalidArgument, Overloaded
 from gateway.rpc.status import from_status
 
 PAUSE: Final = 0.02
@@ -18,6 +19,7 @@ MOST_PAUSE: Final = 0.2
 MOST_PAUSE_BEHIND: Final = 1.0
 """The same for what is sent in the background."""
 
+_LONGEST: Final = 86_400.0  # seconds; with an infinite time gRPC hears no answer
 _FIRST_SHARE: Final = 0.6  # of the caller's time for the first try, so that another replica is asked when one hangs
 
 # gRPC says this when no connection stands: the call has not left this process.
@@ -52,6 +54,13 @@ class Fault(Exception):
         self.sent = sent
 
 
+def seconds(timeout: float) -> float:
+    """A timeout with which gRPC can do. Raises InvalidArgument for what is no number."""
+    if math.isnan(timeout):
+        raise InvalidArgument("the timeout is no number of seconds")
+    return min(timeout, _LONGEST)
+
+
 class Tries:
     """The tries of one question: how long they may go on, and whether one of them may have been acted on unheard.
 
@@ -59,6 +68,7 @@ class Tries:
     """
 
     def __init__(self, timeout: float) -> None:
+        timeout = seconds(timeout)
         self._until = time.monotonic() + timeout
         self._most = timeout * _FIRST_SHARE
         self._pause = PAUSE

@@ -14,7 +14,7 @@ from gateway.client import wire
 from gateway.client.background import Background
 from gateway.client.call import CallState
 from gateway.client.credentials import DEFAULT_ADDRESS, Credentials, address_from_env
-from gateway.client.faults import Fault, Faults, Tries
+from gateway.client.faults import Fault, Faults, Tries, seconds
 from gateway.client.pending import MOST_PENDING, MOST_RENEWED
 from gateway.client.results import Grant, Receipt, TokenUsage, Undelivered
 from gateway.client.terms import CallTerms, UsageTerms
@@ -66,7 +66,7 @@ class Gateway:
         self._stub = stub
         self._disconnect = disconnect
         self._faults = faults
-        self._timeout = timeout
+        self._timeout = seconds(timeout)
         self._closed = False
         self._background = Background(send=self._send_once, renew=self._renew_once, most=max_pending)
 
