@@ -159,6 +159,9 @@ class Writer(Generic[Item, Result]):
                 place += len(job.items)
 
     def _write_singly(self, job: _Job[Item], error: Exception) -> None:
+        if len(job.items) == 1 and isinstance(error, RowLocked):
+            job.future.set_result([error])  # its own answer: the database is well, and whoever asked may ask for others
+            return
         if len(job.items) <= 1:
             job.future.set_exception(error)
             return
