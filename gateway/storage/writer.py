@@ -6,6 +6,7 @@ gathers; nobody waits for company on an idle system.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,8 @@ from typing import Any, Generic, TypeVar
 
 from gateway.errors import DatabaseUnavailable
 from gateway.storage.faults import CommitUnheard, RowLocked
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -118,7 +121,11 @@ class Writer(Generic[Item, Result]):
                 self._write(jobs)
             for work in errands:
                 _finish(work.future, work.run)
-            again = self._idle()
+            try:
+                again = self._idle()
+            except Exception:  # whatever it is, calls that come later are still to be decided
+                again = False
+                _log.exception("what the writer does between batches failed")
 
     def _take(self) -> tuple[list[_Job[Item]], list[_Errand]]:
         taken, size = 0, 0

@@ -37,3 +37,17 @@ def test_what_is_being_written_is_told_from_what_was_not_begun(writer, flowing):
     assert not isinstance(dropped.value, CommitUnheard)
     flowing.set()
     assert writer.submit(["later"], timeout=5) == ["later"]
+
+
+def test_a_fault_between_batches_ends_no_later_one(caplog):
+    faults = [ZeroDivisionError("between batches")]
+
+    def idle():
+        if faults:
+            raise faults.pop()
+        return False
+
+    writer = Writer(lambda items: items, idle=idle)
+    assert [writer.submit([number], timeout=5) for number in range(2)] == [[0], [1]]
+    writer.close()
+    assert "between batches" in caplog.text
