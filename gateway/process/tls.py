@@ -16,7 +16,7 @@ CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 EXPIRES_SOON_DAYS: Final = 14
 
 Signature = tuple[tuple[int, int, int, int], ...]
-"""What tells one state of the two files from another."""
+"""What tells one state of some files from another."""
 
 
 class CertificateFault(Exception):
@@ -67,10 +67,10 @@ def load_certificate(cert: Path, key: Path) -> Certificate:
     return Certificate(context, _names(leaf), leaf.not_valid_before_utc, leaf.not_valid_after_utc)
 
 
-def signature(cert: Path, key: Path) -> Signature:
-    """The state of the two files, seen through links: device, inode, time of the last change in ns, size. None there: empty."""
+def signature(*paths: Path) -> Signature:
+    """The state of files, seen through links: device, inode, time of the last change in ns, size. One is missing: empty."""
     try:
-        found = [os.stat(path) for path in (cert, key)]
+        found = [os.stat(path) for path in paths]
     except OSError:
         return ()
     return tuple((status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size) for status in found)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from gateway.process import logs
+from gateway.process.tls import Signature, signature
 from gateway.rpc.identity import Identity, IdentityError, expires_at
 
 FILES: Final = ("cert.pem", "key.pem", "ca.pem")
@@ -17,8 +18,6 @@ LOOK_EVERY: Final = 1.0
 """Seconds between two looks at the files, however many handshakes there are."""
 
 _log = logs.get_logger(__name__)
-
-_Stamp = tuple[tuple[int, int, int], ...]
 
 
 class Renewal:
@@ -32,14 +31,10 @@ class Renewal:
         self._identity = identity
         self._clock = clock
         self._lock = threading.Lock()
-        self._stamp = self._read_stamp()
+        self._files = tuple(directory / name for name in FILES)
+        self._seen: Signature = ()  # so the first look reads them: they may have changed since `identity` was loaded
         self._next_look = float("-inf")
         self._expires_at = expires_at(identity)
-
-    @property
-    def current(self) -> Identity:
-        """The identity in use."""
-        return self._identity
 
     @property
     def expires_at(self) -> datetime:
@@ -53,10 +48,10 @@ class Renewal:
             if now < self._next_look:
                 return None
             self._next_look = now + LOOK_EVERY
-            stamp = self._read_stamp()
-            if stamp == self._stamp:
+            found = signature(*self._files)
+            if found == self._seen:
                 return None
-            self._stamp = stamp
+            self._seen = found
             try:
                 renewed = self._load()
             except IdentityError as fault:  # also what is seen between two of the files being replaced
@@ -73,14 +68,3 @@ class Renewal:
         if identity.name != self._identity.name:
             raise IdentityError(f"{self._directory} now holds the identity {identity.name}")
         return identity
-
-    def _read_stamp(self) -> _Stamp:
-        found = []
-        for name in FILES:
-            try:
-                status = (self._directory / name).stat()
-            except OSError:
-                found.append((0, 0, 0))
-            else:
-                found.append((status.st_ino, status.st_mtime_ns, status.st_size))
-        return tuple(found)

@@ -99,9 +99,15 @@ def test_another_services_certificate_or_an_expired_one_is_not_taken_up(director
     assert renewal.look() is None
     assert len(log_lines()) == 2
     renewed = issue(authority() / "ca", "auth", directory)
-    assert renewal.look() == renewal.current == renewed
+    assert renewal.look() == renewed
     assert renewal.expires_at == expires_at(renewed)
     assert renewal.look() is None
+
+
+def test_what_was_renewed_while_a_service_started_is_found_by_the_first_look(directory: Path):
+    identity = Identity.load(directory)
+    renewed = issue(authority() / "ca", "auth", directory)
+    assert Renewal(directory, identity).look() == renewed
 
 
 def test_the_files_are_looked_at_once_a_second_at_most(directory: Path):
