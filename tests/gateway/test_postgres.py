@@ -44,8 +44,8 @@ def db(postgres_url):
 
 @pytest.fixture
 def two(db, postgres_url):
-    """Two ledgers as two auth processes have them, each with connections of its own."""
-    databases = [connect(postgres_url) for _ in range(2)]
+    """Two ledgers as two auth processes have them, each with connections of its own; on a busy machine they wait longer."""
+    databases = [connect(postgres_url, busy_timeout=1.0) for _ in range(2)]
     ledgers = [open_ledger(database) for database in databases]
     yield ledgers
     for ledger, database in zip(ledgers, databases, strict=True):
