@@ -26,7 +26,7 @@ from gateway.errors import (
     RequestTooLarge,
     RouteNotFound,
 )
-from gateway.ids import is_canonical_uuid, uuid7
+from gateway.ids import is_canonical_uuid
 from gateway.rpc.status import from_status
 from gateway.stubs.admin.v1 import (
     audit_pb2,
@@ -86,14 +86,11 @@ _Handler = Callable[[_Request], Awaitable[web.Response]]
 class AdminRoutes:
     """Answers every path under `/auth` and `/admin`.
 
-    channel: to the admin service, under the proxy's identity. client_ip: the caller's address; the peer's by default.
+    channel: to the admin service, under the proxy's identity.
     """
 
-    def __init__(
-        self, *, channel: grpc.aio.Channel, client_ip: Callable[[web.BaseRequest], str] = lambda request: request.remote or ""
-    ) -> None:
+    def __init__(self, *, channel: grpc.aio.Channel) -> None:
         self._channel = channel
-        self._client_ip = client_ip
         self._pool = body.Pool(_BODY_POOL)
         self._seen = False
         self._sessions = sessions_pb2_grpc.SessionServiceStub(channel)
@@ -118,12 +115,11 @@ class AdminRoutes:
             "/admin/sessions/*": {"DELETE": self._revoke_session},
         }
 
-    async def handle(self, request: web.BaseRequest, request_id: str | None = None) -> web.StreamResponse:
-        """The answer to a request. Never raises for what a caller does.
+    async def handle(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
+        """The answer to a request, whose `remote` is the caller. Never raises for what a caller does.
 
-        request_id: as the edge logs the request; None: a new one.
+        request_id: as the edge logs the request.
         """
-        request_id = request_id or uuid7()
         try:
             response = await self._answer(request, request_id)
         except GatewayError as error:
@@ -171,7 +167,7 @@ class AdminRoutes:
     def _metadata(self, request: web.BaseRequest, request_id: str) -> tuple[tuple[str, str], ...]:
         agent = request.headers.get("User-Agent", "")[:200].encode("ascii", "replace").decode()
         printable = "".join(character if character.isprintable() else "?" for character in agent).strip()
-        return (("x-client-ip", self._client_ip(request)), ("x-user-agent", printable), ("x-request-id", request_id))
+        return (("x-client-ip", request.remote or ""), ("x-user-agent", printable), ("x-request-id", request_id))
 
     async def _call(self, method: Any, message: Any, request: _Request) -> Any:
         """Calls admin. Raises what admin says; AdminUnavailable when it does not come in time."""

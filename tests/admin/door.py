@@ -12,6 +12,7 @@ import aiohttp
 from aiohttp import web
 from yarl import URL
 
+from gateway.ids import uuid7
 from gateway.rpc.channel import aio_channel
 from gateway.rpc.identity import Identity
 from services.proxy.admin_http import AdminRoutes
@@ -77,7 +78,7 @@ class Door:
 async def open_door(admin_port: int, identities: Mapping[str, Identity]) -> AsyncIterator[Door]:
     channel = aio_channel(f"127.0.0.1:{admin_port}", identities["proxy"], "admin")
     routes = AdminRoutes(channel=channel)
-    runner = web.ServerRunner(web.Server(routes.handle))
+    runner = web.ServerRunner(web.Server(lambda request: routes.handle(request, uuid7())))
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
