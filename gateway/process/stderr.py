@@ -41,6 +41,11 @@ def cannot_start(service: str, error: Exception) -> int:
     return CANNOT_START
 
 
+def tell_waiting(what_for: str) -> None:
+    """Tells what a service waits for before it can start: without it, a wrong password would look like a silent service."""
+    _log.warning("waiting for the database", reason=what_for)
+
+
 def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if not issubclass(kind, KeyboardInterrupt):
         _log.error("uncaught", exc_info=(kind, error, trace))

@@ -27,12 +27,15 @@ SQLITE_LOCKED: Final = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _ROW_LOCKED: Final = {"55P03", "40P01", "40001"}
 # Connection, resources, limits, state of the server, intervention, system:
 _AWAY_CLASSES: Final = {"08", "53", "54", "55", "57", "58"}
-# A read-only server (a standby that has not been promoted), a transaction that was idle for too long:
-_AWAY: Final = {"25006", "25P03", "25P04"}
+# A read-only server (a standby that has not been promoted), a transaction that was idle for too long,
+# and a right that the role of the URL lacks: without it the database is of no use until somebody grants it.
+_NO_RIGHT: Final = "42501"
+_AWAY: Final = {"25006", "25P03", "25P04", _NO_RIGHT}
 # A value that no column can hold: out of range, or with a zero byte in it.
 _VALUE_CLASS: Final = "22"
 
 _BUSY: Final = "the database is busy or away; nothing was changed, try again"
+_DENIED: Final = "the database denies the role of GATEWAY_DATABASE_URL a right that it needs"
 
 
 class RowLocked(DatabaseUnavailable):
@@ -86,7 +89,7 @@ def _of_postgres(error: Exception) -> Exception | None:
             return DatabaseUnavailable(_BUSY, retry_after=1.0)
         return _wrong_value() if "DataError" in _names(original) else None
     if state[:2] in _AWAY_CLASSES or state in _AWAY:
-        return DatabaseUnavailable(_BUSY, retry_after=1.0)
+        return DatabaseUnavailable(_DENIED if state == _NO_RIGHT else _BUSY, retry_after=1.0)
     return _wrong_value() if state[:2] == _VALUE_CLASS else None
 
 

@@ -77,6 +77,8 @@ class PostgresDatabase(Database, peewee.PostgresqlDatabase):
             connection: psycopg.Connection[Any] = psycopg.connect(self._conninfo, autocommit=True)
         except psycopg.OperationalError as error:
             raise DatabaseUnavailable(f"the database {self._where} is away: {_line(error)}", retry_after=1.0) from error
+        except psycopg.ProgrammingError as error:  # a parameter whose value the driver cannot read
+            raise InvalidArgument(f"GATEWAY_DATABASE_URL is wrong: {_line(error)}") from None
         with self._opened_lock:
             for other in [other for other, thread in self._opened.items() if other.closed or not thread.is_alive()]:
                 other.close()
@@ -226,7 +228,7 @@ def _parts(url: str) -> dict[str, Any]:
     """What a URL says, by libpq's names. Raises InvalidArgument; libpq's own words may repeat a password."""
     try:
         given = conninfo_to_dict(url)
-    except psycopg.ProgrammingError:
+    except (psycopg.ProgrammingError, UnicodeDecodeError):  # the second where what stands behind a `%` makes no text
         given = {}
     # A `/` in a password ends the address there, and the rest of the password would be told as a port or a database.
     if not given or re.search(r"[^0-9,]", str(given.get("port", ""))) or "@" in str(given.get("dbname", "")):

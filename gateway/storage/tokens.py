@@ -24,6 +24,7 @@ from gateway.storage.operations import Operations
 from gateway.storage.races import again_when_raced
 
 _UNREADABLE = datetime.min.replace(tzinfo=UTC)  # a hand-written expiry that is no date opens nothing
+_UNKNOWN = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,8 +261,8 @@ def _to_token(row: Any) -> ClientToken:
         expires_at=_expiry(row.expires_at),
         customer=row.customer,
         remark=row.remark,
-        created_at=from_text(row.created_at),
-        last_used_at=None if row.last_used_at is None else from_text(row.last_used_at),
+        created_at=_moment(row.created_at) or _UNKNOWN,
+        last_used_at=_moment(row.last_used_at),
         version=row.version,
         max_amount_nanos=row.max_amount_nanos,
         budget_mode=row.budget_mode,
@@ -285,6 +286,14 @@ def _expiry(text: str | None) -> datetime | None:
         return parse_expiry(text)
     except (ValueError, OverflowError):
         return _UNREADABLE
+
+
+def _moment(text: str | None) -> datetime | None:
+    """A moment; None for none, and for what a person wrote there that is none: one row must not hide the others."""
+    try:
+        return None if text is None else from_text(text)
+    except (ValueError, OverflowError):
+        return None
 
 
 def _told(token: ClientToken) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final
 
 from gateway.errors import DatabaseUnavailable, FailedPrecondition
@@ -10,22 +11,34 @@ from gateway.storage.database import BUSY_TIMEOUT, Database, connect
 from gateway.storage.migrate import pending, refuse_newer
 
 _POLL: Final = 0.5
+_TELL_EVERY: Final = 30.0
 
 
-def for_database(url: str, *, busy_timeout: float = BUSY_TIMEOUT, patience: float | None = None) -> Database:
+def for_database(
+    url: str,
+    *,
+    busy_timeout: float = BUSY_TIMEOUT,
+    patience: float | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Database:
     """The database, as soon as it is there with the schema of this release.
 
     busy_timeout: seconds that a writer of it waits for another one. patience: seconds until it gives up; None: never.
+    tell: is given what it waits for, when that changes and every half minute.
     Raises InvalidArgument for a URL that names no database and FailedPrecondition for a newer one, at once; when patience
     ends, whatever is still in the way.
     """
     gives_up = None if patience is None else time.monotonic() + patience
+    told, tell_again = "", 0.0
     while True:
         try:
             return _open(url, busy_timeout)
         except (DatabaseUnavailable, _NotYetError) as error:
             if gives_up is not None and time.monotonic() >= gives_up:
                 raise FailedPrecondition(f"{error}; run `gateway init` or `gateway migrate`") from error
+            if str(error) != told or time.monotonic() >= tell_again:
+                told, tell_again = str(error), time.monotonic() + _TELL_EVERY
+                tell(told)
         time.sleep(_POLL)
 
 

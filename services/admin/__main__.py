@@ -13,7 +13,7 @@ from gateway.process.lifecycle import serve_until_signal
 from gateway.process.metrics import DatabaseMetrics, service_registry
 from gateway.process.probes import start_probes
 from gateway.process.settings import SettingsError, load_settings
-from gateway.process.stderr import cannot_start, catch_stray
+from gateway.process.stderr import cannot_start, catch_stray, tell_waiting
 from gateway.rpc.identity import Identity, IdentityError
 from gateway.rpc.renewal import Renewal
 from gateway.rpc.server import BindError, bind
@@ -37,7 +37,7 @@ def main() -> None:
         identity = Identity.load(directory)
         renewal = Renewal(directory, identity)
         key = token_key.read(settings.token_key_file)
-        with closing(waiting.for_database(settings.database_url, busy_timeout=_BUSY_TIMEOUT)) as db:
+        with closing(waiting.for_database(settings.database_url, busy_timeout=_BUSY_TIMEOUT, tell=tell_waiting)) as db:
             db.set_cache(_CACHE_KIB)
             claim_token_key(db, key)
             clock, registry = SystemClock(), service_registry("admin", certificate_ends=lambda: renewal.expires_at)

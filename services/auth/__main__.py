@@ -14,7 +14,7 @@ from gateway.process.metrics import DatabaseMetrics, service_registry
 from gateway.process.probes import start_probes
 from gateway.process.settings import SettingsError, load_settings
 from gateway.process.settings_rows import price_rows, provider_rows
-from gateway.process.stderr import cannot_start, catch_stray
+from gateway.process.stderr import cannot_start, catch_stray, tell_waiting
 from gateway.rpc.identity import Identity, IdentityError
 from gateway.rpc.renewal import Renewal
 from gateway.rpc.server import BindError, bind
@@ -43,7 +43,7 @@ def main() -> None:
         metrics, database = AuthMetrics(registry), DatabaseMetrics(registry)
         denials = DenialLog(clock)
         with (
-            closing(waiting.for_database(settings.database_url)) as db,
+            closing(waiting.for_database(settings.database_url, tell=tell_waiting)) as db,
             closing(_open_ledger(db, key, clock)) as ledger,
             Sweeper(db=db, ledger=ledger, denials=denials, clock=clock, metrics=metrics),
         ):
