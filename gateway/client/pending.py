@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from gateway.client.results import Grant, Undelivered
-from gateway.errors import AuthUnavailable, GatewayError
+from gateway.errors import AlreadyExists, AuthUnavailable, GatewayError
 from gateway.stubs.auth.v1 import auth_pb2 as pb
 
 MOST_PENDING: Final = 10_000
@@ -29,9 +29,15 @@ class Pending:
         return len(self._reports)
 
     def add(self, report: pb.RecordUsageRequest, *, busy: bool = False) -> bool:
-        """Keeps a report; False: there is no room. busy: whoever adds it tries it first."""
-        if report.request_id not in self._reports and len(self._reports) >= self._most:
+        """Keeps a report; False: there is no room. busy: whoever adds it tries it first.
+
+        Raises AlreadyExists for another report of a call whose first one is still kept: the first counts, here as in the ledger.
+        """
+        kept = self._reports.get(report.request_id)
+        if kept is None and len(self._reports) >= self._most:
             return False
+        if kept is not None and kept != report:
+            raise AlreadyExists("this call was already reported, with other figures; nothing was changed")
         self._reports[report.request_id] = report
         if busy:
             self._busy.add(report.request_id)

@@ -37,6 +37,8 @@ SLOW: Final = 0.1
 """Seconds without an answer after which what comes next goes elsewhere."""
 LATE: Final = 0.3
 """Seconds without an answer after which another server is asked, too: both fit into what a batch of validations has."""
+RENEWED_WITHIN: Final = 1.0
+"""Seconds in which a server that ended a connection, as each does every half minute, is expected to have a new one."""
 MOST_SECONDS: Final = 2  # as many as batches are in flight: when a server hangs, no more is on its way to it
 SECONDS_EVERY: Final = 1.0
 _PROBE_AGAIN: Final = 0.5
@@ -151,8 +153,9 @@ class Replicas:
 
     @property
     def ready(self) -> bool:
-        """Whether one is connected and answered the last time it was asked."""
-        return any(replica.answering and replica.connected for replica in self._replicas.values())
+        """Whether one answered the last time it was asked, and is connected or was a moment ago: connections are renewed."""
+        since = asyncio.get_running_loop().time() - RENEWED_WITHIN
+        return any(one.answering and (one.connected or one.answered_at > since) for one in self._replicas.values())
 
     def choose(self, *, beside: Replica | None = None) -> Replica | None:
         """The one to be asked next, the best of those connected; None: there is none.
