@@ -31,7 +31,7 @@ class Pending:
     def add(self, report: pb.RecordUsageRequest, *, busy: bool = False) -> bool:
         """Keeps a report; False: there is no room. busy: whoever adds it tries it first.
 
-        Raises AlreadyExists for another report of a call whose first one is still kept: the first counts, here as in the ledger.
+        Raises AlreadyExists for another report of a call whose first one is still kept: the first counts, as in the ledger.
         """
         kept = self._reports.get(report.request_id)
         if kept is None and len(self._reports) >= self._most:
