@@ -37,6 +37,7 @@ DEFAULT_METHODS: Final = (
 
 _FILES: Final = ("cert.pem", "key.pem", "ca.pem")
 _OF_THE_PROXY: Final = "Beat"
+_MOST_DAYS: Final = 36_500
 
 
 @app.command
@@ -70,8 +71,8 @@ def create(
         raise Failure(f"{name} is a name of the gateway's own: choose another one", code=USAGE, reason="usage")
     if tar and (out is not None or json):
         raise Failure("--tar goes without --out and --json", code=USAGE, reason="usage")
-    if days < 1:
-        raise Failure("--days is 1 or more", code=USAGE, reason="usage")
+    if not 1 <= days <= _MOST_DAYS:
+        raise Failure(f"--days is 1 to {_MOST_DAYS}", code=USAGE, reason="usage")
     os.umask(0o077)
     folder = settings.data_dir / "pki" / name if out is None else Path(out)
     if not tar and not force and any((folder / file).exists() for file in _FILES):

@@ -150,3 +150,9 @@ def test_without_the_services_extra_the_command_says_what_to_install(tmp_path):
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert "pip install 'gateway-zero[services]'" in done.stderr
+
+
+@pytest.mark.parametrize("days", ["0", "-5", "36501", "999999999"])
+def test_an_identity_of_no_possible_length_is_refused_in_one_line(installation, tmp_path, days):
+    done = installation.gateway("identity", "create", "lasting", "--days", days, "--out", str(tmp_path / "s"), check=False)
+    assert (done.returncode, done.stderr) == (2, "gateway: --days is 1 to 36500\n")
