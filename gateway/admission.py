@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gateway.errors import GatewayError
+from gateway.limits import RateLimit
 from gateway.quota import Call, PricedCandidate
 from gateway.usage import State
 
@@ -43,6 +44,8 @@ class Admitted:
     held_nanos: int
     max_output_tokens: int | None
     candidates: Sequence[PricedCandidate] = ()
+    rate_limits: Sequence[RateLimit] = ()
+    """The token's limits a minute, after this call."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+from gateway import limits
 from gateway import usage as units
-from gateway.clock import parse_expiry
+from gateway.clock import parse_expiry, to_text
 from gateway.errors import (
     BudgetExhausted,
     BudgetReserved,
@@ -24,6 +25,7 @@ from gateway.errors import (
     TokenExpired,
     UnboundedRequest,
 )
+from gateway.limits import Period, Window, check_address, enter_minute, period_end, rolled
 from gateway.money import CURRENCY, to_units
 from gateway.patterns import matches, models_of_text
 from gateway.pricing import Bound, Rates, bound
@@ -57,6 +59,17 @@ class TokenState:
     strict: bool
     period_spent_nanos: int
     held_nanos: int
+    budget_period: str = Period.TOTAL
+    period_start: str | None = None
+    """When the period began that `period_spent_nanos` is of, as the database's text; None: the budget has no periods."""
+    allowed_ips: str | None = None
+    """Comma-separated addresses and networks; None or empty: all."""
+    window: Window = field(default_factory=Window)
+
+    def roll(self, now: datetime) -> None:
+        """Enters the budget period and the minute that `now` lies in, if they are new."""
+        self.period_start, self.period_spent_nanos = rolled(self.budget_period, self.period_start, self.period_spent_nanos, now)
+        enter_minute(self.window, now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +86,7 @@ class Call:
     unbounded_features: tuple[str, ...] = ()
     units: tuple[str, ...] = ()
     fixed_usage: Mapping[str, int] = field(default_factory=dict)
+    client_ip: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +125,22 @@ def status(token: TokenState, now: datetime) -> TokenStatus:
 
 
 def admit(token: TokenState, call: Call, candidates: Sequence[PricedCandidate], now: datetime) -> Grant | Refusal:
-    """Decides one call. Gives the grant, or the refusal with what is left, held and needed; changes nothing."""
-    refusal = judge(token, call.request_model, now)
+    """Decides one call. Gives the grant, or the refusal with what is left, held and needed; changes nothing.
+
+    token: in the period and the minute of `now` (`roll`).
+    """
+    refusal = judge(token, call.request_model, now, client_ip=call.client_ip) or limits.refusal(token.window, now)
     if refusal is not None:
         return refusal
+    decision = _admit(token, call, candidates)
+    if isinstance(decision, Refusal) and decision.metadata.get("limit") == limits.BUDGET:
+        ends = period_end(token.budget_period, now)
+        if ends is not None:
+            decision.metadata["resets_at"] = to_text(ends)
+    return decision
+
+
+def _admit(token: TokenState, call: Call, candidates: Sequence[PricedCandidate]) -> Grant | Refusal:
     if token.max_amount_nanos is None or not token.strict:
         if token.max_amount_nanos is not None and any(not _is_priced(c, call) for c in candidates):
             return _not_priced(call)
@@ -122,21 +148,31 @@ def admit(token: TokenState, call: Call, candidates: Sequence[PricedCandidate], 
     return _admit_strictly(token, token.max_amount_nanos, call, candidates)
 
 
-def judge(token: TokenState, request_model: str, now: datetime) -> Refusal | None:
-    """The part of the decision that needs no price: switch, day, budget spent, model. None: nothing against it."""
+def judge(token: TokenState, request_model: str, now: datetime, *, client_ip: str) -> Refusal | None:
+    """The part of the decision that needs no price: switch, day, address, budget spent, model. None: nothing against it."""
     match status(token, now):
         case TokenStatus.DISABLED:
             return TokenDisabled("This token is switched off. Ask whoever gave it to you.")
         case TokenStatus.EXPIRED:
             return TokenExpired(f"This token expired ({token.expires_at}). Ask whoever gave it to you for a new one.")
-        case TokenStatus.EXHAUSTED if token.max_amount_nanos is not None:
-            return BudgetExhausted(
-                f"The budget of this token ({_amount(token.max_amount_nanos)}) is spent. Ask for a top-up.",
-                metadata=_figures(token, token.max_amount_nanos),
-            )
+    if (elsewhere := check_address(token.allowed_ips, client_ip)) is not None:
+        return elsewhere
+    if token.max_amount_nanos is not None and token.period_spent_nanos >= token.max_amount_nanos:
+        return _exhausted(token, token.max_amount_nanos, now)
     if request_model and not matches(request_model, models_of_text(token.allowed_models)):
         return ModelNotAllowed("This token is not for this model. GET /v1/models lists those it is for.")
     return None
+
+
+def _exhausted(token: TokenState, maximum: int, now: datetime) -> BudgetExhausted:
+    figures, ends = _figures(token, maximum), period_end(token.budget_period, now)
+    spent = f"The {'' if ends is None else f'{token.budget_period} '}budget of this token ({_amount(maximum)}) is spent."
+    if ends is None:
+        return BudgetExhausted(f"{spent} Ask for a top-up.", metadata=figures)
+    return BudgetExhausted(
+        f"{spent} It starts anew on {ends:%Y-%m-%d} at 00:00 UTC. Wait, or ask for a top-up.",
+        metadata={**figures, "resets_at": to_text(ends)},
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +187,9 @@ def _admit_strictly(token: TokenState, maximum: int, call: Call, candidates: Seq
     refusal = _unbounded(call, candidates)
     if refusal is not None:
         return refusal
-    limits = _limits(call, candidates)
+    bounds = _limits(call, candidates)
     stated = call.max_output_tokens
-    ceiling = max(limit.ceiling for limit in limits)
+    ceiling = max(limit.ceiling for limit in bounds)
     wanted = ceiling if stated is None else min(stated, ceiling)
     must_force = (stated is None and any(c.max_output_tokens is None for c in candidates)) or (
         stated is not None and stated > wanted
@@ -161,15 +197,15 @@ def _admit_strictly(token: TokenState, maximum: int, call: Call, candidates: Seq
 
     left = maximum - token.period_spent_nanos
     free = left - token.held_nanos
-    if (held := _hold(limits, wanted)) <= free:
+    if (held := _hold(bounds, wanted)) <= free:
         return Grant(held, wanted if must_force else None)
     floor = min(wanted, FLOOR_OUTPUT_TOKENS + call.thinking_budget_tokens)
-    granted = min(wanted, max(floor, _affordable(limits, free // 4)))
-    if (held := _hold(limits, granted)) <= free:
+    granted = min(wanted, max(floor, _affordable(bounds, free // 4)))
+    if (held := _hold(bounds, granted)) <= free:
         return Grant(held, granted)
 
     # Not even the floor fits. With other calls in flight their money may come back; without, this is all there will be.
-    least = _hold(limits, min(wanted, LEAST_OUTPUT_TOKENS))
+    least = _hold(bounds, min(wanted, LEAST_OUTPUT_TOKENS))
     if least > left:
         return RequestExceedsBudget(
             f"This call may cost {_amount(least)} and {_amount(left)} is left on this token."
@@ -177,15 +213,15 @@ def _admit_strictly(token: TokenState, maximum: int, call: Call, candidates: Seq
             metadata=_figures(token, maximum, least),
         )
     if token.held_nanos > 0:
-        needed = _hold(limits, floor)
+        needed = _hold(bounds, floor)
         return BudgetReserved(
             f"{_amount(left)} is left on this token, of which calls in flight hold {_amount(token.held_nanos)};"
             f" this call needs {_amount(min(needed, left))}. Try again when they have ended.",
             retry_after=RETRY_AFTER,
             metadata=_figures(token, maximum, min(needed, left)),
         )
-    granted = min(wanted, _affordable(limits, free))
-    return Grant(_hold(limits, granted), granted)
+    granted = min(wanted, _affordable(bounds, free))
+    return Grant(_hold(bounds, granted), granted)
 
 
 def _unbounded(call: Call, candidates: Sequence[PricedCandidate]) -> Refusal | None:
@@ -206,14 +242,14 @@ def _unbounded(call: Call, candidates: Sequence[PricedCandidate]) -> Refusal | N
 
 
 def _limits(call: Call, candidates: Sequence[PricedCandidate]) -> list[_Limit]:
-    limits = []
+    found = []
     for candidate in candidates:
         if candidate.rates is None:
             continue
         input_tokens = call.input_token_ceiling
         if call.input_unbounded and candidate.context_window is not None:
             input_tokens = max(input_tokens, candidate.context_window)
-        limits.append(
+        found.append(
             _Limit(
                 bound(
                     candidate.rates,
@@ -225,7 +261,7 @@ def _limits(call: Call, candidates: Sequence[PricedCandidate]) -> list[_Limit]:
                 _ceiling(candidate, stated=call.max_output_tokens),
             )
         )
-    return limits
+    return found
 
 
 def _ceiling(candidate: PricedCandidate, *, stated: int | None) -> int:
@@ -237,18 +273,18 @@ def _ceiling(candidate: PricedCandidate, *, stated: int | None) -> int:
     return min(DEFAULT_OUTPUT_CEILING, (candidate.context_window or 2 * DEFAULT_OUTPUT_CEILING) // 2)
 
 
-def _hold(limits: Sequence[_Limit], output_limit: int | None) -> int:
+def _hold(bounds: Sequence[_Limit], output_limit: int | None) -> int:
     """The dearest candidate's bound for this output limit; None: up to each one's own ceiling."""
     return max(
-        (limit.bound.nanos(limit.ceiling if output_limit is None else min(output_limit, limit.ceiling)) for limit in limits),
+        (limit.bound.nanos(limit.ceiling if output_limit is None else min(output_limit, limit.ceiling)) for limit in bounds),
         default=0,
     )
 
 
-def _affordable(limits: Sequence[_Limit], nanos: int) -> int:
+def _affordable(bounds: Sequence[_Limit], nanos: int) -> int:
     """The largest output limit that this money pays at the dearest candidate; 0 where it pays none."""
-    affordable = (limit.bound.affordable(nanos) for limit in limits)
-    return max(0, min(limit.ceiling if tokens is None else tokens for limit, tokens in zip(limits, affordable, strict=True)))
+    affordable = (limit.bound.affordable(nanos) for limit in bounds)
+    return max(0, min(limit.ceiling if tokens is None else tokens for limit, tokens in zip(bounds, affordable, strict=True)))
 
 
 def _is_priced(candidate: PricedCandidate, call: Call) -> bool:
@@ -266,7 +302,7 @@ def _not_priced(call: Call) -> ModelNotPriced:
 
 def _figures(token: TokenState, maximum: int, needed: int | None = None) -> dict[str, str]:
     figures = {
-        "limit": "max_amount",
+        "limit": limits.BUDGET,
         "remaining_nanos": str(maximum - token.period_spent_nanos),
         "held_nanos": str(token.held_nanos),
     }

@@ -23,6 +23,7 @@ def call_of(request: pb.ValidateTokenRequest) -> Call:
         unbounded_features=tuple(request.unbounded_features),
         units=tuple(request.units),
         fixed_usage={item.unit: item.count for item in request.fixed_usage},
+        client_ip=request.client_ip,
     )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC
 from typing import Final
 
 from gateway import errors
+from gateway.clock import from_text, to_text
 from gateway.errors import GatewayError, Refusal
 from gateway.stubs.auth.v1 import auth_pb2 as pb
 
@@ -25,6 +27,7 @@ _KINDS: Final[Mapping[pb.DenialReason.ValueType, type[Refusal]]] = {
 }
 
 
+_FIGURES: Final = ("remaining_nanos", "held_nanos", "needed_nanos", "limit_value")
 _REASONS: Final = {kind: reason for reason, kind in _KINDS.items()}
 
 
@@ -39,23 +42,23 @@ def denial_of(refusal: Refusal) -> pb.Denial:
     )
     if refusal.retry_after is not None:
         denial.retry_delay.FromMilliseconds(int(refusal.retry_after * 1000))
-    for field in ("remaining_nanos", "held_nanos", "needed_nanos"):
+    for field in _FIGURES:
         if field in figures:
             setattr(denial, field, int(figures[field]))
+    if "resets_at" in figures:
+        denial.resets_at.FromDatetime(from_text(figures["resets_at"]))
     return denial
 
 
 def refusal_of(denial: pb.Denial) -> Refusal:
     """The refusal that a denial is. One of a reason that this release does not know is a plain `Refusal`."""
-    figures = {
-        name: str(getattr(denial, name)) for name in ("remaining_nanos", "held_nanos", "needed_nanos") if denial.HasField(name)
-    }
+    figures = {name: str(getattr(denial, name)) for name in _FIGURES if denial.HasField(name)}
     if denial.limit:
         figures["limit"] = denial.limit
     if denial.token_id:
         figures["token_id"] = str(denial.token_id)
     if denial.HasField("resets_at"):
-        figures["resets_at"] = denial.resets_at.ToJsonString()
+        figures["resets_at"] = to_text(denial.resets_at.ToDatetime(UTC))
     retry_after = denial.retry_delay.ToMilliseconds() / 1000 if denial.HasField("retry_delay") else None
     return _KINDS.get(denial.reason, Refusal)(denial.message, retry_after=retry_after, metadata=figures)
 

@@ -15,7 +15,8 @@ from decimal import Decimal
 from typing import Any
 
 from gateway import tokens
-from gateway.clock import parse_expiry
+from gateway.clock import from_text, parse_expiry
+from gateway.limits import parse_addresses, rolled
 from gateway.money import to_nanos
 from gateway.patterns import parse_models
 from gateway.storage.database import Database
@@ -41,7 +42,7 @@ def adopt(db: Database, key: bytes, now: str, *, wanted: Collection[str] | None 
         try:
             [row] = db.query(
                 "SELECT id, name, token, token_hash, allowed_models, expires_at, max_amount, amount_spent, total_spent_nanos,"
-                " deleted_at FROM client_tokens WHERE id = ?",
+                " deleted_at, allowed_ips, budget_period, period_start, period_spent_nanos FROM client_tokens WHERE id = ?",
                 (token_id,),
             )
             _adopt_row(db, key, now, row)
@@ -92,7 +93,8 @@ def note_scrubbed(db: Database, asked: str) -> None:
 
 
 def _adopt_row(db: Database, key: bytes, now: str, row: tuple[Any, ...]) -> None:
-    token_id, name, secret, token_hash, allowed_models, expires_at, max_amount, amount_spent, total_spent, deleted_at = row
+    token_id, name, secret, token_hash, allowed_models, expires_at, max_amount, amount_spent, total_spent, *rest = row
+    deleted_at, allowed_ips, period, started, period_spent = rest
     changes: dict[str, Any] = {"token": None, "max_amount": None, "amount_spent": None, "name": name or f"token-{token_id}"}
     faults = []
     if secret is not None:
@@ -116,7 +118,11 @@ def _adopt_row(db: Database, key: bytes, now: str, row: tuple[Any, ...]) -> None
     faults += _read(changes, "allowed_models", lambda: ",".join(parse_models(allowed_models or "")) or None)
     if expires_at is not None:
         faults += _read(changes, "expires_at", lambda: (parse_expiry(str(expires_at)), str(expires_at).strip())[1])
+    if allowed_ips is not None:
+        faults += _read(changes, "allowed_ips", lambda: parse_addresses(allowed_ips.replace(",", " ").split()))
     spent = changes.pop("spent", None)
+    # The reset that may be due comes first: what is written over the amount below belongs to the period that it is written in.
+    changes["period_start"], changes["period_spent_nanos"] = rolled(period, started, period_spent, from_text(now))
     if spent is not None and token_hash is None and total_spent == 0:
         changes |= {"opening_nanos": spent, "total_spent_nanos": spent, "period_spent_nanos": spent}
     if faults:

@@ -24,6 +24,7 @@ from gateway.errors import (
     TokenUnknown,
 )
 from gateway.ids import uuid7_milliseconds
+from gateway.limits import expected_tokens, minute_of, rate_limits
 from gateway.quota import Grant, admit, judge
 from gateway.settlement import Charge, charge
 from gateway.storage.batch_rows import BatchRows, RequestRow, TokenRow, candidates_of, encode_candidates
@@ -90,9 +91,11 @@ class Batch:
         added = decided.cost_nanos - row.cost_nanos  # an expired row was charged provisionally
         if row.state == State.ADMITTED:
             token.held_nanos -= row.held_nanos
-            token.open_calls -= 1
+            token.window.open_calls -= 1
+        if token.window.window_start == minute_of(datetime.fromisoformat(row.admitted_at)):
+            token.window.window_tokens += input_tokens + output_tokens - row.expected_tokens
         token.total_spent_nanos += added
-        if row.period_start == token.period_start:
+        if token.period_start is None or row.admitted_at >= token.period_start:
             token.period_spent_nanos += added
         token.prompt_tokens += input_tokens
         token.completion_tokens += output_tokens
@@ -206,8 +209,12 @@ class Batch:
         if not isinstance(decision, Grant):
             decision.metadata["token_id"] = str(token.id)
             raise decision
+        limit = admission.call.max_output_tokens if decision.max_output_tokens is None else decision.max_output_tokens
+        expected = expected_tokens(admission.call.input_token_ceiling, limit, admission.call.choices)
         token.held_nanos += decision.held_nanos
-        token.open_calls += 1
+        token.window.open_calls += 1
+        token.window.window_requests += 1
+        token.window.window_tokens += expected
         token.last_used_at = self._now_text
         token.changed = True
         row = RequestRow(
@@ -225,13 +232,16 @@ class Batch:
             request_model=admission.call.request_model,
             admission_digest=admission.digest,
             report_digest=None,
+            expected_tokens=expected,
         )
         self._rows.requests[row.request_id] = row
         self._insert(row, admission)
-        return Admitted(token.id, decision.held_nanos, decision.max_output_tokens, candidates)
+        return Admitted(
+            token.id, decision.held_nanos, decision.max_output_tokens, candidates, rate_limits(token.window, self._now)
+        )
 
     def _look(self, token: TokenRow, admission: Admission) -> Admitted:
-        refusal = judge(token, admission.call.request_model, self._now)
+        refusal = judge(token, admission.call.request_model, self._now, client_ip=admission.client_ip)
         if refusal is not None:
             refusal.metadata["token_id"] = str(token.id)
             raise refusal
@@ -269,6 +279,7 @@ class Batch:
                 admission.client_ip if admission else "",
                 admission.user_agent if admission else "",
                 row.admission_digest,
+                row.expected_tokens,
             )
         )
 

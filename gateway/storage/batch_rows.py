@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
 from gateway.admission import Admission
+from gateway.limits import Window
 from gateway.quota import TokenState
 from gateway.storage.adoption import INBOX, has_inbox
 from gateway.storage.database import Database
@@ -16,28 +18,27 @@ from gateway.usage import Report
 
 _COLUMNS_OF_TOKEN = (
     f"{INBOX}, id, enabled, expires_at, allowed_models, max_amount_nanos, budget_mode, period_spent_nanos, held_nanos,"
-    " token_hash, total_spent_nanos, prompt_tokens, completion_tokens, total_tokens, request_count, open_calls, last_used_at,"
-    " period_start, deleted_at"
+    " budget_period, period_start, allowed_ips, requests_per_minute, tokens_per_minute, max_parallel_requests, open_calls,"
+    " window_start, window_requests, window_tokens,"
+    " token_hash, total_spent_nanos, prompt_tokens, completion_tokens, total_tokens, request_count, last_used_at, deleted_at"
 )
 _COLUMNS_OF_REQUEST = (
     "request_id, token_id, identity, state, candidates, admitted_at, period_start, held_nanos, granted_max_output_tokens,"
-    " cost_nanos, price_id, request_model, admission_digest, report_digest, input_tokens, output_tokens"
+    " cost_nanos, price_id, request_model, admission_digest, report_digest, input_tokens, output_tokens, expected_tokens"
 )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class TokenRow(TokenState):
     """A token in memory, with its counters."""
 
-    token_hash: str
+    token_hash: str | None
     total_spent_nanos: int
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     request_count: int
-    open_calls: int
     last_used_at: str | None
-    period_start: str | None
     deleted_at: str | None
     changed: bool = False
 
@@ -67,6 +68,7 @@ class RequestRow:
     report_digest: str | None
     input_tokens: int = 0
     output_tokens: int = 0
+    expected_tokens: int = 0
 
 
 class AdoptFirst(Exception):
@@ -76,8 +78,9 @@ class AdoptFirst(Exception):
 class BatchRows:
     """What a batch reads and writes, inside one transaction that the caller holds. For one use."""
 
-    def __init__(self, db: Database, *, may_adopt: bool = True) -> None:
+    def __init__(self, db: Database, now: datetime, *, may_adopt: bool = True) -> None:
         self._db = db
+        self._now = now
         self._may_adopt = may_adopt
         self.requests: dict[str, RequestRow] = {}
         self.tombstones: dict[str, str] = {}
@@ -157,9 +160,10 @@ class BatchRows:
             [*wanted_ids, *wanted_hashes],
         )
         inbox = False
-        for has_inbox_values, token_id, enabled, expires_at, allowed_models, maximum, mode, *rest in rows:
-            inbox = inbox or bool(has_inbox_values)
-            token = TokenRow(token_id, bool(enabled), expires_at, allowed_models, maximum, mode == "strict", *rest)
+        for row in rows:
+            inbox = inbox or bool(row[0])
+            token = _token(row)
+            token.roll(self._now)
             self.tokens[token.id] = token
             if token.deleted_at is None and token.token_hash is not None:
                 self.by_hash[token.token_hash] = token
@@ -176,7 +180,8 @@ class BatchRows:
             run_many = self._db.run_many
             run_many(
                 "UPDATE client_tokens SET held_nanos = ?, period_spent_nanos = ?, total_spent_nanos = ?, prompt_tokens = ?,"
-                " completion_tokens = ?, total_tokens = ?, request_count = ?, open_calls = ?, last_used_at = ? WHERE id = ?",
+                " completion_tokens = ?, total_tokens = ?, request_count = ?, last_used_at = ?, period_start = ?,"
+                " open_calls = ?, window_start = ?, window_requests = ?, window_tokens = ? WHERE id = ?",
                 [
                     (
                         token.held_nanos,
@@ -186,8 +191,12 @@ class BatchRows:
                         token.completion_tokens,
                         token.total_tokens,
                         token.request_count,
-                        token.open_calls,
                         token.last_used_at,
+                        token.period_start,
+                        token.window.open_calls,
+                        token.window.window_start,
+                        token.window.window_requests,
+                        token.window.window_tokens,
                         token.id,
                     )
                     for token in changed
@@ -196,8 +205,8 @@ class BatchRows:
             run_many(
                 "INSERT INTO requests (request_id, parent_request_id, token_id, identity, proxy_id, state, endpoint, dialect,"
                 " stream, request_model, candidates, admitted_at, period_start, held_nanos, granted_max_output_tokens,"
-                " price_id, client_ip, user_agent, admission_digest)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " price_id, client_ip, user_agent, admission_digest, expected_tokens)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 self.inserts,
             )
             run_many(
@@ -213,6 +222,34 @@ class BatchRows:
                 self.new_tombstones,
             )
             run_many("INSERT INTO audit (at, actor, action, subject, after_json) VALUES (?, ?, ?, ?, ?)", self.audits)
+
+
+def _token(row: tuple[Any, ...]) -> TokenRow:
+    _, token_id, enabled, expires_at, allowed_models, maximum, mode, spent, held, *rest = row
+    period, period_start, allowed_ips, requests, tokens, parallel, open_calls, window_start, used, used_tokens, *rest = rest
+    token_hash, total_spent, prompt_tokens, completion_tokens, total_tokens, request_count, last_used_at, deleted_at = rest
+    return TokenRow(
+        token_id,
+        bool(enabled),
+        expires_at,
+        allowed_models,
+        maximum,
+        mode == "strict",
+        spent,
+        held,
+        period,
+        period_start,
+        allowed_ips,
+        Window(requests, tokens, parallel, open_calls, window_start, used, used_tokens),
+        token_hash=token_hash,
+        total_spent_nanos=total_spent,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        total_tokens=total_tokens,
+        request_count=request_count,
+        last_used_at=last_used_at,
+        deleted_at=deleted_at,
+    )
 
 
 def locked_places(db: Database, items: Sequence[Report | Admission]) -> set[int]:

@@ -223,8 +223,9 @@ class Ledger:
         self, settlements: Sequence[Report], admissions: Sequence[Admission], *, may_adopt: bool = True
     ) -> BatchOutcome:
         with self._db.write():
-            rows = BatchRows(self._db, may_adopt=may_adopt)
-            return Batch(rows, self._prices, self._clock.now()).run(settlements, admissions)
+            now = self._clock.now()
+            rows = BatchRows(self._db, now, may_adopt=may_adopt)
+            return Batch(rows, self._prices, now).run(settlements, admissions)
 
     def _adopt(self, wanted: Collection[str]) -> None:
         """Makes tokens of what a person wrote, and scrubs the plain text before an answer, if nobody is in the way.
@@ -252,7 +253,7 @@ class Ledger:
         with self._db.write():
             rows = self._lock_open_rows(request_ids)
             with self._db.together():
-                for request_id, token_id, held, admitted_at, model, period_start in rows:
+                for request_id, token_id, held, admitted_at, model in rows:
                     self._db.run(
                         "UPDATE requests SET state = ?, cost_nanos = ?, usage_source = ?, settled_at = ?,"
                         " error_code = 'lease_expired' WHERE request_id = ?",
@@ -261,8 +262,8 @@ class Ledger:
                     self._db.run(
                         "UPDATE client_tokens SET held_nanos = held_nanos - ?, open_calls = open_calls - 1,"
                         " total_spent_nanos = total_spent_nanos + ?, period_spent_nanos = period_spent_nanos"
-                        " + CASE WHEN COALESCE(period_start, '') = ? THEN ? ELSE 0 END WHERE id = ?",
-                        (held, held, period_start or "", held, token_id),
+                        " + CASE WHEN COALESCE(period_start, '') <= ? THEN ? ELSE 0 END WHERE id = ?",
+                        (held, held, admitted_at, held, token_id),
                     )
                     add_totals(self._db, {(token_id, admitted_at[:10], model): [0, 0, 0, held]})
         return len(request_ids)
@@ -281,7 +282,7 @@ class Ledger:
                 request_ids,
             )
         return self._db.query(
-            "SELECT request_id, token_id, held_nanos, admitted_at, request_model, period_start FROM requests"
+            "SELECT request_id, token_id, held_nanos, admitted_at, request_model FROM requests"
             f" WHERE request_id IN ({marks}) AND state = 'admitted' ORDER BY token_id, admitted_at, request_model",
             request_ids,
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
+from gateway.limits import Window
 from gateway.quota import TokenState
 from gateway.storage.adoption import INBOX
 from gateway.storage.database import Database
@@ -43,22 +45,29 @@ class Call:
     state: str
 
 
-def find(db: Database, token_hash: str) -> TokenBooks | None:
-    """The books of the live token with this hash.
+def find(db: Database, token_hash: str, now: datetime) -> TokenBooks | None:
+    """The books of the live token with this hash, as they stand at a moment.
 
     None: there is none, or a person wrote something into it that must be adopted first.
     """
     rows = db.query(
-        f"SELECT {INBOX}, id, enabled, expires_at, allowed_models, max_amount_nanos, budget_mode, period_spent_nanos,"
-        " held_nanos, prompt_tokens, completion_tokens, total_tokens"
+        f"SELECT {INBOX}, prompt_tokens, completion_tokens, total_tokens, id, enabled, expires_at, allowed_models,"
+        " max_amount_nanos, budget_mode, period_spent_nanos, held_nanos, budget_period, period_start, allowed_ips,"
+        " requests_per_minute, tokens_per_minute, max_parallel_requests, open_calls, window_start, window_requests,"
+        " window_tokens"
         " FROM client_tokens WHERE token_hash = ? AND deleted_at IS NULL",
         (token_hash,),
     )
     if not rows or rows[0][0]:
         return None
-    _, token_id, enabled, expires_at, models, maximum, mode, spent, held, *counts = rows[0]
-    state = TokenState(token_id, bool(enabled), expires_at, models, maximum, mode == "strict", spent, held)
-    return TokenBooks(state, *counts)
+    _, prompt_tokens, completion_tokens, total_tokens, *state = rows[0]
+    token_id, enabled, expires_at, models, maximum, mode, spent, held, period, started, addresses, *window = state
+    books = TokenState(
+        token_id, bool(enabled), expires_at, models, maximum, mode == "strict", spent, held, period, started, addresses,
+        Window(*window),
+    )  # fmt: skip
+    books.roll(now)
+    return TokenBooks(books, prompt_tokens, completion_tokens, total_tokens)
 
 
 def by_model(db: Database, token_id: int) -> list[ModelTotals]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Final
 
 import grpc
 
 from gateway.admission import Admission, Admitted, Settled
 from gateway.clock import Clock
-from gateway.errors import GatewayError, Internal, InvalidArgument, Refusal, TokenUnknown
+from gateway.errors import BudgetExhausted, GatewayError, Internal, InvalidArgument, Refusal, TokenUnknown
+from gateway.limits import check_address, period_end, rate_limits
 from gateway.patterns import matches, models_of_text
-from gateway.quota import Call, TokenStatus, judge, status
+from gateway.quota import Call, judge, status
 from gateway.rpc.access import principal
 from gateway.rpc.refusals import denial_of
 from gateway.storage import token_usage
@@ -91,13 +93,16 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
 
     def GetTokenUsage(self, request: pb.GetTokenUsageRequest, context: grpc.ServicerContext) -> pb.GetTokenUsageResponse:
         """A token's books, for its holder; also of one that may make no calls."""
-        books = self._books(request.token)
+        now = self._clock.now()
+        books = self._books(request.token, now)
         state = books.state
+        if (elsewhere := check_address(state.allowed_ips, request.client_ip)) is not None:
+            raise elsewhere
         maximum = state.max_amount_nanos
         details = request.details
         return pb.GetTokenUsageResponse(
             token_id=state.id,
-            status=status(state, self._clock.now()),
+            status=status(state, now),
             prompt_tokens=books.prompt_tokens,
             completion_tokens=books.completion_tokens,
             total_tokens=books.total_tokens,
@@ -105,6 +110,11 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
             max_amount_nanos=maximum,
             remaining_nanos=None if maximum is None else maximum - state.period_spent_nanos,
             held_nanos=state.held_nanos,
+            resets_at=wire.maybe_timestamp(period_end(state.budget_period, now)),
+            budget_period=state.budget_period,
+            rate_limits=wire.rate_limits_to_proto(rate_limits(state.window, now)),
+            max_parallel_requests=state.window.max_parallel_requests,
+            open_calls=state.window.open_calls,
             models=wire.models_to_proto(token_usage.by_model(self._db, state.id)) if details else [],
             recent=wire.recent_to_proto(token_usage.recent(self._db, state.id)) if details else [],
         )
@@ -113,14 +123,14 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         """The names that a token may use, out of what the gateway serves. An exhausted token may still read them."""
         _at_most("providers", len(request.providers), _MAX_PROVIDERS)
         _at_most("names", len(request.names), _MAX_NAMES)
+        now = self._clock.now()
         try:
-            state = self._books(request.token).state
+            state = self._books(request.token, now).state
         except TokenUnknown as unknown:
             return pb.ListModelsResponse(denial=denial_of(unknown))
-        now = self._clock.now()
-        if status(state, now) in (TokenStatus.DISABLED, TokenStatus.EXPIRED):
-            refusal = judge(state, "", now)
-            return pb.ListModelsResponse(denial=denial_of(refusal) if refusal else None)
+        refusal = judge(state, "", now, client_ip=request.client_ip)
+        if refusal is not None and not isinstance(refusal, BudgetExhausted):
+            return pb.ListModelsResponse(denial=denial_of(refusal))
         served: dict[str, str] = dict.fromkeys(request.names, "gateway")
         with self._names_lock:
             self._names.refresh()
@@ -150,13 +160,13 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
     def _report(self, message: pb.RecordUsageRequest) -> Report:
         return wire.report_from_proto(message, caller=principal().caller)
 
-    def _books(self, secret: str) -> token_usage.TokenBooks:
+    def _books(self, secret: str, now: datetime) -> token_usage.TokenBooks:
         token_hash = wire.secret_hash(self._token_key, secret)
-        books = token_usage.find(self._db, token_hash)
+        books = token_usage.find(self._db, token_hash, now)
         if books is None:
             # A look through the ledger's door adopts what a person may have written into the table meanwhile.
             self._ledger.commit([], [Admission(token_hash, Call(""), principal().caller.name)])
-            books = token_usage.find(self._db, token_hash)
+            books = token_usage.find(self._db, token_hash, now)
         if books is None:
             raise TokenUnknown("This token is not known here.")
         return books

@@ -14,6 +14,7 @@ from gateway.admission import Admission, Admitted, Settled
 from gateway.clock import from_text
 from gateway.errors import GatewayError, InvalidArgument, Refusal
 from gateway.ids import is_canonical_uuid
+from gateway.limits import RateLimit
 from gateway.quota import Call
 from gateway.rpc.identity import Caller
 from gateway.rpc.refusals import denial_of
@@ -92,6 +93,7 @@ def admission_from_proto(message: pb.ValidateTokenRequest, *, key: bytes, identi
         unbounded_features=tuple(message.unbounded_features),
         units=tuple(message.units),
         fixed_usage=fixed_usage,
+        client_ip=message.client_ip,
     )
     return Admission(
         token_hash=secret_hash(key, message.token),
@@ -203,6 +205,19 @@ def timestamp(moment: datetime) -> Timestamp:
     return message
 
 
+def maybe_timestamp(moment: datetime | None) -> Timestamp | None:
+    """A moment on the wire, or its absence."""
+    return None if moment is None else timestamp(moment)
+
+
+def rate_limits_to_proto(limits: Iterable[RateLimit]) -> list[pb.RateLimit]:
+    """Limits a minute."""
+    return [
+        pb.RateLimit(name=limit.name, limit=limit.limit, remaining=limit.remaining, resets_at=timestamp(limit.resets_at))
+        for limit in limits
+    ]
+
+
 def lease(seconds: int) -> Duration:
     """A span of whole seconds on the wire."""
     return Duration(seconds=seconds)
@@ -223,6 +238,7 @@ def _grant(answer: Admitted, *, by_proxy: bool) -> pb.Grant:
             for candidate in answer.candidates
         ],
         lease=lease(PROXY_LEASE_SECONDS if by_proxy else SERVICE_LEASE_SECONDS),
+        rate_limits=rate_limits_to_proto(answer.rate_limits),
     )
 
 

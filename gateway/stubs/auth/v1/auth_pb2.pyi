@@ -362,6 +362,7 @@ class Grant(_message.Message):
     HELD_NANOS_FIELD_NUMBER: _builtins.int
     PRICES_FIELD_NUMBER: _builtins.int
     LEASE_FIELD_NUMBER: _builtins.int
+    RATE_LIMITS_FIELD_NUMBER: _builtins.int
     token_id: _builtins.int
     """The token's id, for logs."""
     max_output_tokens: _builtins.int
@@ -376,6 +377,10 @@ class Grant(_message.Message):
     def lease(self) -> _duration_pb2.Duration:
         """How long the hold lives without a report, from now on. For a proxy that beats it is as long as that takes to be missed."""
 
+    @_builtins.property
+    def rate_limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___RateLimit]:
+        """The token's limits a minute after this call; a limit that it does not have is left out."""
+
     def __init__(
         self,
         *,
@@ -384,16 +389,53 @@ class Grant(_message.Message):
         held_nanos: _builtins.int = ...,
         prices: _abc.Iterable[Global___CandidatePrice] | None = ...,
         lease: _duration_pb2.Duration | None = ...,
+        rate_limits: _abc.Iterable[Global___RateLimit] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "lease", b"lease", "max_output_tokens", b"max_output_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "held_nanos", b"held_nanos", "lease", b"lease", "max_output_tokens", b"max_output_tokens", "prices", b"prices", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "held_nanos", b"held_nanos", "lease", b"lease", "max_output_tokens", b"max_output_tokens", "prices", b"prices", "rate_limits", b"rate_limits", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_output_tokens: _TypeAlias = _typing.Literal["max_output_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_output_tokens: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_output_tokens) -> _WhichOneofReturnType__max_output_tokens | None: ...
 
 Global___Grant: _TypeAlias = Grant  # noqa: Y015
+
+@_typing.final
+class RateLimit(_message.Message):
+    """One limit a minute of a token. Minutes are those of UTC."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    REMAINING_FIELD_NUMBER: _builtins.int
+    RESETS_AT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`requests_per_minute` or `tokens_per_minute`."""
+    limit: _builtins.int
+    """How many may pass in a minute, 0 or more."""
+    remaining: _builtins.int
+    """How many of them are left in this one, 0 or more."""
+    @_builtins.property
+    def resets_at(self) -> _timestamp_pb2.Timestamp:
+        """When the next minute begins."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        limit: _builtins.int = ...,
+        remaining: _builtins.int = ...,
+        resets_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["resets_at", b"resets_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "name", b"name", "remaining", b"remaining", "resets_at", b"resets_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RateLimit: _TypeAlias = RateLimit  # noqa: Y015
 
 @_typing.final
 class CandidatePrice(_message.Message):
@@ -444,12 +486,15 @@ class Denial(_message.Message):
     REMAINING_NANOS_FIELD_NUMBER: _builtins.int
     HELD_NANOS_FIELD_NUMBER: _builtins.int
     NEEDED_NANOS_FIELD_NUMBER: _builtins.int
+    LIMIT_VALUE_FIELD_NUMBER: _builtins.int
     reason: Global___DenialReason.ValueType
     """Why, for programs."""
     message: _builtins.str
     """Why, and what to do about it, for people. Holds no secret."""
     limit: _builtins.str
-    """The limit that was met, such as `max_amount`; empty where none was."""
+    """The limit that was met: `max_amount`, `requests_per_minute`, `tokens_per_minute` or `max_parallel_requests`; empty where
+    none was.
+    """
     token_id: _builtins.int
     """The token's id; 0 when the token is unknown."""
     remaining_nanos: _builtins.int
@@ -458,6 +503,8 @@ class Denial(_message.Message):
     """The part of it that is held by calls in flight."""
     needed_nanos: _builtins.int
     """The money that this call would have to hold at the least."""
+    limit_value: _builtins.int
+    """How much `limit` allows, in its own unit; absent for money."""
     @_builtins.property
     def retry_delay(self) -> _duration_pb2.Duration:
         """When it makes sense to try again; absent: it does not."""
@@ -478,19 +525,24 @@ class Denial(_message.Message):
         remaining_nanos: _builtins.int | None = ...,
         held_nanos: _builtins.int | None = ...,
         needed_nanos: _builtins.int | None = ...,
+        limit_value: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_held_nanos", b"_held_nanos", "_needed_nanos", b"_needed_nanos", "_remaining_nanos", b"_remaining_nanos", "held_nanos", b"held_nanos", "needed_nanos", b"needed_nanos", "remaining_nanos", b"remaining_nanos", "resets_at", b"resets_at", "retry_delay", b"retry_delay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_held_nanos", b"_held_nanos", "_limit_value", b"_limit_value", "_needed_nanos", b"_needed_nanos", "_remaining_nanos", b"_remaining_nanos", "held_nanos", b"held_nanos", "limit_value", b"limit_value", "needed_nanos", b"needed_nanos", "remaining_nanos", b"remaining_nanos", "resets_at", b"resets_at", "retry_delay", b"retry_delay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_held_nanos", b"_held_nanos", "_needed_nanos", b"_needed_nanos", "_remaining_nanos", b"_remaining_nanos", "held_nanos", b"held_nanos", "limit", b"limit", "message", b"message", "needed_nanos", b"needed_nanos", "reason", b"reason", "remaining_nanos", b"remaining_nanos", "resets_at", b"resets_at", "retry_delay", b"retry_delay", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_held_nanos", b"_held_nanos", "_limit_value", b"_limit_value", "_needed_nanos", b"_needed_nanos", "_remaining_nanos", b"_remaining_nanos", "held_nanos", b"held_nanos", "limit", b"limit", "limit_value", b"limit_value", "message", b"message", "needed_nanos", b"needed_nanos", "reason", b"reason", "remaining_nanos", b"remaining_nanos", "resets_at", b"resets_at", "retry_delay", b"retry_delay", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__held_nanos: _TypeAlias = _typing.Literal["held_nanos"]  # noqa: Y015
     _WhichOneofArgType__held_nanos: _TypeAlias = _typing.Literal["_held_nanos", b"_held_nanos"]  # noqa: Y015
+    _WhichOneofReturnType__limit_value: _TypeAlias = _typing.Literal["limit_value"]  # noqa: Y015
+    _WhichOneofArgType__limit_value: _TypeAlias = _typing.Literal["_limit_value", b"_limit_value"]  # noqa: Y015
     _WhichOneofReturnType__needed_nanos: _TypeAlias = _typing.Literal["needed_nanos"]  # noqa: Y015
     _WhichOneofArgType__needed_nanos: _TypeAlias = _typing.Literal["_needed_nanos", b"_needed_nanos"]  # noqa: Y015
     _WhichOneofReturnType__remaining_nanos: _TypeAlias = _typing.Literal["remaining_nanos"]  # noqa: Y015
     _WhichOneofArgType__remaining_nanos: _TypeAlias = _typing.Literal["_remaining_nanos", b"_remaining_nanos"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__held_nanos) -> _WhichOneofReturnType__held_nanos | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit_value) -> _WhichOneofReturnType__limit_value | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__needed_nanos) -> _WhichOneofReturnType__needed_nanos | None: ...
     @_typing.overload
@@ -854,6 +906,10 @@ class GetTokenUsageResponse(_message.Message):
     RESETS_AT_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
     RECENT_FIELD_NUMBER: _builtins.int
+    BUDGET_PERIOD_FIELD_NUMBER: _builtins.int
+    RATE_LIMITS_FIELD_NUMBER: _builtins.int
+    MAX_PARALLEL_REQUESTS_FIELD_NUMBER: _builtins.int
+    OPEN_CALLS_FIELD_NUMBER: _builtins.int
     token_id: _builtins.int
     """The token's id."""
     status: _builtins.str
@@ -872,6 +928,12 @@ class GetTokenUsageResponse(_message.Message):
     """What is left of it, in all; absent: no budget. May be negative."""
     held_nanos: _builtins.int
     """The part of it that calls in flight hold."""
+    budget_period: _builtins.str
+    """How often the budget starts anew: `total` (never), `daily`, `weekly` or `monthly`."""
+    max_parallel_requests: _builtins.int
+    """How many calls may be open at once; absent: any number."""
+    open_calls: _builtins.int
+    """How many are open, 0 or more."""
     @_builtins.property
     def resets_at(self) -> _timestamp_pb2.Timestamp:
         """When the budget starts anew; absent: never by itself."""
@@ -883,6 +945,10 @@ class GetTokenUsageResponse(_message.Message):
     @_builtins.property
     def recent(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecentCall]:
         """The last 20 calls, the newest first."""
+
+    @_builtins.property
+    def rate_limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___RateLimit]:
+        """The limits a minute; a limit that the token does not have is left out."""
 
     def __init__(
         self,
@@ -899,17 +965,25 @@ class GetTokenUsageResponse(_message.Message):
         resets_at: _timestamp_pb2.Timestamp | None = ...,
         models: _abc.Iterable[Global___ModelUsage] | None = ...,
         recent: _abc.Iterable[Global___RecentCall] | None = ...,
+        budget_period: _builtins.str = ...,
+        rate_limits: _abc.Iterable[Global___RateLimit] | None = ...,
+        max_parallel_requests: _builtins.int | None = ...,
+        open_calls: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_amount_nanos", b"_max_amount_nanos", "_remaining_nanos", b"_remaining_nanos", "max_amount_nanos", b"max_amount_nanos", "remaining_nanos", b"remaining_nanos", "resets_at", b"resets_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_amount_nanos", b"_max_amount_nanos", "_max_parallel_requests", b"_max_parallel_requests", "_remaining_nanos", b"_remaining_nanos", "max_amount_nanos", b"max_amount_nanos", "max_parallel_requests", b"max_parallel_requests", "remaining_nanos", b"remaining_nanos", "resets_at", b"resets_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_amount_nanos", b"_max_amount_nanos", "_remaining_nanos", b"_remaining_nanos", "amount_spent_nanos", b"amount_spent_nanos", "completion_tokens", b"completion_tokens", "held_nanos", b"held_nanos", "max_amount_nanos", b"max_amount_nanos", "models", b"models", "prompt_tokens", b"prompt_tokens", "recent", b"recent", "remaining_nanos", b"remaining_nanos", "resets_at", b"resets_at", "status", b"status", "token_id", b"token_id", "total_tokens", b"total_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_amount_nanos", b"_max_amount_nanos", "_max_parallel_requests", b"_max_parallel_requests", "_remaining_nanos", b"_remaining_nanos", "amount_spent_nanos", b"amount_spent_nanos", "budget_period", b"budget_period", "completion_tokens", b"completion_tokens", "held_nanos", b"held_nanos", "max_amount_nanos", b"max_amount_nanos", "max_parallel_requests", b"max_parallel_requests", "models", b"models", "open_calls", b"open_calls", "prompt_tokens", b"prompt_tokens", "rate_limits", b"rate_limits", "recent", b"recent", "remaining_nanos", b"remaining_nanos", "resets_at", b"resets_at", "status", b"status", "token_id", b"token_id", "total_tokens", b"total_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_amount_nanos: _TypeAlias = _typing.Literal["max_amount_nanos"]  # noqa: Y015
     _WhichOneofArgType__max_amount_nanos: _TypeAlias = _typing.Literal["_max_amount_nanos", b"_max_amount_nanos"]  # noqa: Y015
+    _WhichOneofReturnType__max_parallel_requests: _TypeAlias = _typing.Literal["max_parallel_requests"]  # noqa: Y015
+    _WhichOneofArgType__max_parallel_requests: _TypeAlias = _typing.Literal["_max_parallel_requests", b"_max_parallel_requests"]  # noqa: Y015
     _WhichOneofReturnType__remaining_nanos: _TypeAlias = _typing.Literal["remaining_nanos"]  # noqa: Y015
     _WhichOneofArgType__remaining_nanos: _TypeAlias = _typing.Literal["_remaining_nanos", b"_remaining_nanos"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_amount_nanos) -> _WhichOneofReturnType__max_amount_nanos | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_parallel_requests) -> _WhichOneofReturnType__max_parallel_requests | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__remaining_nanos) -> _WhichOneofReturnType__remaining_nanos | None: ...
 

@@ -1,0 +1,210 @@
+"""A token's limits besides its budget: budget periods, requests and tokens a minute, calls in parallel, addresses. Pure.
+
+Minutes and periods are those of UTC. A counter never goes back: a clock that was set back counts on in the minute that the
+token is in.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from functools import lru_cache
+
+from gateway.clock import from_text, to_text
+from gateway.errors import IpNotAllowed, RateLimited, Refusal
+
+MINUTE = timedelta(minutes=1)
+PARALLEL_RETRY_AFTER = 1.0  # seconds until one of the open calls may have ended
+_ASSUMED_OUTPUT = 256  # tokens that a call without a limit of its own is counted with until it is settled
+_BYTES_A_TOKEN = 4  # of the input, until it is settled; the bound of admission counts one
+
+REQUESTS = "requests_per_minute"
+TOKENS = "tokens_per_minute"
+PARALLEL = "max_parallel_requests"
+BUDGET = "max_amount"
+
+
+class Period(StrEnum):
+    """How often a budget starts anew: never, at midnight, on Monday, on the first."""
+
+    TOTAL = "total"
+    DAILY = "daily"
+    WEEKLY = "weekly"
+    MONTHLY = "monthly"
+
+
+@dataclass(slots=True)
+class Window:
+    """What a token has used, and what it may. Limits: None: none at all; 0: nothing may pass. Times as the database's text."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    max_parallel_requests: int | None = None
+    open_calls: int = 0
+    window_start: str | None = None
+    """The minute that the two counters are of."""
+    window_requests: int = 0
+    window_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """One limit a minute as a caller is told of it. `resets_at`: when it starts anew."""
+
+    name: str
+    limit: int
+    remaining: int
+    resets_at: datetime
+
+
+def period_start(period: str, now: datetime) -> str | None:
+    """When the period began that `now` lies in; None: the budget has no periods."""
+    day = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    match period:
+        case Period.DAILY:
+            return to_text(day)
+        case Period.WEEKLY:
+            return to_text(day - timedelta(days=day.weekday()))
+        case Period.MONTHLY:
+            return to_text(day.replace(day=1))
+    return None
+
+
+def period_end(period: str, now: datetime) -> datetime | None:
+    """When the budget starts anew; None: never by itself."""
+    start = period_start(period, now)
+    if start is None:
+        return None
+    begun = from_text(start)
+    match period:
+        case Period.DAILY:
+            return begun + timedelta(days=1)
+        case Period.WEEKLY:
+            return begun + timedelta(days=7)
+    return (begun + timedelta(days=32)).replace(day=1)
+
+
+def rolled(period: str, started: str | None, spent_nanos: int, now: datetime) -> tuple[str | None, int]:
+    """The start of a token's current period and what was spent in it, after the reset that may be due.
+
+    A token that has never been in a period begins one with what it has spent.
+    """
+    start = period_start(period, now)
+    if start is None:
+        return None, spent_nanos
+    if started is None:
+        return start, spent_nanos
+    return (start, 0) if started < start else (started, spent_nanos)
+
+
+def enter_minute(window: Window, now: datetime) -> None:
+    """Starts the counters anew where a new minute has begun, or where they are of a minute that no clock can be in yet."""
+    minute = minute_of(now)
+    if window.window_start is None or window.window_start < minute or window.window_start > to_text(now + MINUTE):
+        window.window_start, window.window_requests, window.window_tokens = minute, 0, 0
+
+
+def minute_of(moment: datetime) -> str:
+    """The start of a moment's minute, as the database keeps it."""
+    return to_text(moment.replace(second=0, microsecond=0))
+
+
+def refusal(window: Window, now: datetime) -> Refusal | None:
+    """Why one more call may not pass now; None: it may. The counters are of this minute (`enter_minute`)."""
+    if window.max_parallel_requests is not None and window.open_calls >= window.max_parallel_requests:
+        return RateLimited(
+            f"This token may have {_many(window.max_parallel_requests, 'call')} open at once. Try again when one has ended.",
+            retry_after=PARALLEL_RETRY_AFTER,
+            metadata={"limit": PARALLEL, "limit_value": str(window.max_parallel_requests)},
+        )
+    if window.requests_per_minute is not None and window.window_requests >= window.requests_per_minute:
+        return _full(REQUESTS, window.requests_per_minute, "call", window, now)
+    if window.tokens_per_minute is not None and window.window_tokens >= window.tokens_per_minute:
+        return _full(TOKENS, window.tokens_per_minute, "token", window, now)
+    return None
+
+
+def expected_tokens(input_token_ceiling: int, output_limit: int | None, choices: int) -> int:
+    """With how many tokens an open call counts against the limit a minute, until its settlement says how many it used.
+
+    input_token_ceiling: bytes, as admission bounds it. output_limit: for one choice, the caller's or the granted one.
+    """
+    output = _ASSUMED_OUTPUT if output_limit is None else output_limit
+    return -(-input_token_ceiling // _BYTES_A_TOKEN) + choices * output
+
+
+def rate_limits(window: Window, now: datetime) -> list[RateLimit]:
+    """The limits a minute that a token has, with what is left of each in this minute."""
+    resets_at = _end_of(window, now)
+    limits = (
+        (REQUESTS, window.requests_per_minute, window.window_requests),
+        (TOKENS, window.tokens_per_minute, window.window_tokens),
+    )
+    return [RateLimit(name, most, max(0, most - used), resets_at) for name, most, used in limits if most is not None]
+
+
+def check_address(allowed: str | None, client_ip: str) -> Refusal | None:
+    """Why a caller at this address may not use the token; None: it may.
+
+    allowed: addresses and networks with commas between them; None or empty: all. An entry that cannot be read allows nobody.
+    """
+    if not allowed or not allowed.strip():
+        return None
+    try:
+        address = _unmapped(ipaddress.ip_address(client_ip))
+    except ValueError:
+        address = None
+    if address is not None and any(network is not None and address in network for network in _networks(allowed)):
+        return None
+    return IpNotAllowed("This token may not be used from your address.")
+
+
+def parse_addresses(entries: list[str]) -> str | None:
+    """Addresses and networks as the database keeps them; None: all. Raises ValueError with the entry that is none."""
+    read = []
+    for entry in entries:
+        text = entry.strip()
+        try:
+            network = ipaddress.ip_network(text, strict=False)
+        except ValueError:
+            raise ValueError(f"{text!r} is no address: write 192.0.2.7, 192.0.2.0/24 or 2001:db8::/32") from None
+        read.append(str(network.network_address) if network.num_addresses == 1 else str(network))
+    return ",".join(dict.fromkeys(read)) or None
+
+
+@lru_cache(maxsize=1024)
+def _networks(allowed: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network | None, ...]:
+    networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network | None] = []
+    for entry in allowed.replace(",", " ").split():
+        try:
+            networks.append(ipaddress.ip_network(entry, strict=False))
+        except ValueError:
+            networks.append(None)
+    return tuple(networks)
+
+
+def _unmapped(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """An IPv4 address that came over an IPv6 socket, as the IPv4 address that it is."""
+    mapped = getattr(address, "ipv4_mapped", None)
+    return address if mapped is None else mapped
+
+
+def _full(limit: str, most: int, unit: str, window: Window, now: datetime) -> RateLimited:
+    resets_at = _end_of(window, now)
+    return RateLimited(
+        f"This token is for {_many(most, unit)} a minute, and those of this minute are used up."
+        f" The next begins at {resets_at:%H:%M} UTC.",
+        retry_after=max(0.001, (resets_at - now).total_seconds()),
+        metadata={"limit": limit, "limit_value": str(most), "resets_at": to_text(resets_at)},
+    )
+
+
+def _end_of(window: Window, now: datetime) -> datetime:
+    start = window.window_start
+    return (from_text(start) if start is not None else now.replace(second=0, microsecond=0)) + MINUTE
+
+
+def _many(number: int, unit: str) -> str:
+    return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
