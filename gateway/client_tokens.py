@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from gateway.errors import InvalidArgument
+from gateway.limits import Period, parse_addresses
 from gateway.money import MAX_NANOS
 from gateway.patterns import matches, parse_models
 from gateway.quota import TokenStatus
@@ -15,6 +16,11 @@ from gateway.quota import TokenStatus
 MAX_NAME = 200
 MAX_CUSTOMER = 200
 MAX_REMARK = 2_000
+MAX_ADDRESSES = 100
+MAX_LIMIT = 2**31 - 1
+"""Of calls or tokens a minute, and of calls at once."""
+MAX_GRACE = timedelta(days=7)
+"""For so long at most the secret before the last rotation works on."""
 
 STRICT = "strict"
 SOFT = "soft"
@@ -44,10 +50,25 @@ class ClientToken:
     prompt_tokens: int
     completion_tokens: int
     request_count: int
+    budget_period: str = Period.TOTAL
+    resets_at: datetime | None = None
+    """When the budget starts anew; None: never by itself."""
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    max_parallel_requests: int | None = None
+    """These three: None: no limit; 0: nothing passes."""
+    allowed_ips: tuple[str, ...] = ()
+    """Addresses and networks; none: all."""
+    open_calls: int = 0
+    previous_valid_until: datetime | None = None
+    """Until when the secret before this one works too; None: it does not."""
 
     @property
     def remaining_nanos(self) -> int | None:
-        """What is left of the budget, with what calls in flight hold; negative when more was spent; None: no budget."""
+        """What is left of the budget in this period, with what calls in flight hold; None: no budget.
+
+        Negative when more was spent.
+        """
         return None if self.max_amount_nanos is None else self.max_amount_nanos - self.period_spent_nanos
 
     def status(self, now: datetime) -> TokenStatus:
@@ -73,10 +94,29 @@ class NewToken:
     remark: str = ""
     max_amount_nanos: int | None = None
     budget_mode: str = STRICT
+    budget_period: str = Period.TOTAL
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    max_parallel_requests: int | None = None
+    allowed_ips: tuple[str, ...] = ()
     secret: str | None = field(default=None, repr=False)
 
 
-CHANGEABLE = ("name", "allowed_models", "enabled", "expires_at", "customer", "remark", "max_amount_nanos", "budget_mode")
+CHANGEABLE = (
+    "name",
+    "allowed_models",
+    "allowed_ips",
+    "enabled",
+    "expires_at",
+    "customer",
+    "remark",
+    "max_amount_nanos",
+    "budget_mode",
+    "budget_period",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "max_parallel_requests",
+)
 
 
 def new_token(values: Mapping[str, Any], *, secret: str | None = None) -> NewToken:
@@ -145,6 +185,39 @@ def _budget_mode(value: str | None) -> str:
     return mode
 
 
+def _budget_period(value: str | None) -> str:
+    try:
+        return Period(value or Period.TOTAL)
+    except ValueError:
+        raise _wrong("budget_period", "is total, daily, weekly or monthly") from None
+
+
+def _limit(field_name: str) -> Callable[[int | None], int | None]:
+    def check(value: int | None) -> int | None:
+        if value is not None and not 0 <= value <= MAX_LIMIT:
+            raise _wrong(field_name, f"is 0 to {MAX_LIMIT}, or absent for no limit")
+        return value
+
+    return check
+
+
+def _addresses(value: Iterable[str] | None) -> tuple[str, ...]:
+    entries = [entry for entry in value or () if entry.strip()]
+    if len(entries) > MAX_ADDRESSES:
+        raise _wrong("allowed_ips", f"has at most {MAX_ADDRESSES} entries")
+    try:
+        return tuple(filter(None, (parse_addresses(entries) or "").split(",")))
+    except ValueError as error:
+        raise _wrong("allowed_ips", f"is wrong: {error}") from None
+
+
+def check_grace(seconds: int) -> timedelta:
+    """For how long a secret works on after a rotation. Raises InvalidArgument."""
+    if not 0 <= seconds <= MAX_GRACE.total_seconds():
+        raise _wrong("grace_seconds", f"is 0 to {MAX_GRACE.total_seconds():.0f}")
+    return timedelta(seconds=seconds)
+
+
 def _wrong(field_name: str, fault: str) -> InvalidArgument:
     return InvalidArgument(f"{field_name} {fault}", metadata={"param": field_name})
 
@@ -158,6 +231,11 @@ _CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "remark": _remark,
     "max_amount_nanos": _max_amount,
     "budget_mode": _budget_mode,
+    "budget_period": _budget_period,
+    "requests_per_minute": _limit("requests_per_minute"),
+    "tokens_per_minute": _limit("tokens_per_minute"),
+    "max_parallel_requests": _limit("max_parallel_requests"),
+    "allowed_ips": _addresses,
 }
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
 from clients.cli.connection import DEADLINE, admin_channel
 from clients.cli.output import FAULT, USAGE, Failure, Json, fields, table, tell, tell_json, warn
-from clients.cli.wire import MODES, ROW_HEADINGS, token_to_fields, token_to_json, token_to_row
+from clients.cli.wire import MODES, PERIODS, ROW_HEADINGS, token_to_fields, token_to_json, token_to_row
 from gateway.clock import parse_expiry
 from gateway.ids import uuid7
 from gateway.money import to_nanos
@@ -21,6 +21,15 @@ from gateway.stubs.admin.v1.tokens_pb2_grpc import TokenServiceStub
 
 app = App(name="token", help="Make client tokens and look after them. What is changed holds from the token's next call on.")
 
+Period = Literal["total", "daily", "weekly", "monthly"]
+Addresses = Annotated[
+    list[str] | None,
+    Parameter(
+        help="The addresses and networks that it may be used from, comma-separated; all when absent.", alias="--allowed-ips"
+    ),
+]
+_NO_LIMIT = "none"
+Limit = Annotated[str | None, Parameter(help="So many, 0 for nothing at all; none: no limit.")]
 Which = Annotated[str, Parameter(help="The token's id, or its name if no other token has it.")]
 
 
@@ -40,6 +49,11 @@ def create(
         Literal["strict", "soft"],
         Parameter(help="strict: never exceeded; soft: charged afterwards, calls in flight may exceed it."),
     ] = "strict",
+    period: Annotated[Period, Parameter(help="How often the budget starts anew, by UTC; total: never.")] = "total",
+    requests_per_minute: Annotated[int | None, Parameter(help="Calls a minute; no limit when absent, 0: none.")] = None,
+    tokens_per_minute: Annotated[int | None, Parameter(help="Tokens a minute; no limit when absent, 0: none.")] = None,
+    parallel: Annotated[int | None, Parameter(help="Calls at once; no limit when absent, 0: none.")] = None,
+    ips: Addresses = None,
     customer: Annotated[str, Parameter(help="Whom it is for.")] = "",
     remark: Annotated[str, Parameter(help="Free text.")] = "",
     disabled: Annotated[bool, Parameter(help="Make it switched off.")] = False,
@@ -50,7 +64,17 @@ def create(
 
     Example: gateway token create --name app --max-amount 5 --models 'gpt-4*' --expires-at 2027-01-01 --json
     """
-    wanted = pb.Token(name=name, customer=customer, remark=remark, budget_mode=MODES[budget_mode])
+    wanted = pb.Token(
+        name=name,
+        customer=customer,
+        remark=remark,
+        budget_mode=MODES[budget_mode],
+        budget_period=PERIODS[period],
+        requests_per_minute=_whole(requests_per_minute),
+        tokens_per_minute=_whole(tokens_per_minute),
+        max_parallel_requests=_whole(parallel),
+        allowed_ips=_entries(ips),
+    )
     with _reading():
         wanted.allowed_models.extend(parse_models(",".join(models or [])))
         if max_amount is not None:
@@ -105,6 +129,64 @@ def show(token: Which, *, json: Json = False) -> None:
 
 
 @app.command
+def update(
+    token: Which,
+    *,
+    name: Annotated[str | None, Parameter(help="The label; empty: token-<id>.")] = None,
+    max_amount: Annotated[str | None, Parameter(help="The budget in USD; none: no budget.")] = None,
+    models: Annotated[
+        list[str] | None, Parameter(help="The models that it opens, comma-separated; empty: all.", alias="--allowed-models")
+    ] = None,
+    expires_at: Annotated[str | None, Parameter(help="The last day or moment; none: it never expires.")] = None,
+    budget_mode: Annotated[Literal["strict", "soft"] | None, Parameter(help="How the budget is kept.")] = None,
+    period: Annotated[Period | None, Parameter(help="How often the budget starts anew, by UTC; total: never.")] = None,
+    requests_per_minute: Limit = None,
+    tokens_per_minute: Limit = None,
+    parallel: Limit = None,
+    ips: Annotated[
+        list[str] | None,
+        Parameter(help="Where it may be used from, comma-separated; empty: everywhere.", alias="--allowed-ips"),
+    ] = None,
+    customer: Annotated[str | None, Parameter(help="Whom it is for.")] = None,
+    remark: Annotated[str | None, Parameter(help="Free text.")] = None,
+    json: Json = False,
+) -> None:
+    """Change a token: what is not given stays as it is.
+
+    Example: gateway token update app --requests-per-minute 60 --period monthly --max-amount none
+    """
+    given: dict[str, str | list[str] | None] = {
+        "name": name,
+        "allowed_models": models,
+        "allowed_ips": ips,
+        "expires_at": expires_at,
+        "customer": customer,
+        "remark": remark,
+        "max_amount_nanos": max_amount,
+        "budget_mode": budget_mode,
+        "budget_period": period,
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "max_parallel_requests": parallel,
+    }
+    wanted = pb.Token()
+    paths = [field for field, value in given.items() if value is not None]
+    with _reading():
+        for field in paths:
+            _put(wanted, field, given[field])
+    if not paths:
+        raise Failure("nothing to change: give an option, such as --max-amount 10", code=USAGE, reason="usage")
+    with _tokens() as stub:
+        wanted.id = _id(stub, token)
+        request = pb.UpdateTokenRequest(token=wanted)
+        request.update_mask.paths.extend(paths)
+        answer = stub.UpdateToken(request, timeout=DEADLINE)
+    for warning in answer.warnings:
+        warn(warning)
+    _show(answer.token, as_json=json, warnings=list(answer.warnings))
+
+
+@app.command
 def enable(token: Which, *, json: Json = False) -> None:
     """Switch a token on.
 
@@ -123,13 +205,18 @@ def disable(token: Which, *, json: Json = False) -> None:
 
 
 @app.command
-def rotate(token: Which, *, json: Json = False) -> None:
-    """Give a token a new secret, shown once. The old one is dead at once.
+def rotate(
+    token: Which,
+    *,
+    grace: Annotated[int, Parameter(help="For so many seconds, at most 604800, the old secret works beside the new one.")] = 0,
+    json: Json = False,
+) -> None:
+    """Give a token a new secret, shown once. The old one is dead at once, or after the grace time.
 
-    Example: gateway token rotate app --json
+    Example: gateway token rotate app --grace 3600 --json
     """
     with _tokens() as stub:
-        request = pb.RotateTokenRequest(request_id=uuid7(), id=_id(stub, token))
+        request = pb.RotateTokenRequest(request_id=uuid7(), id=_id(stub, token), grace_seconds=_whole(grace) or 0)
         answer = stub.RotateToken(request, timeout=DEADLINE)
     _show(answer.token, as_json=json, secret=answer.secret)
 
@@ -147,7 +234,12 @@ def topup(
     with _tokens() as stub:
         request = pb.TopUpTokenRequest(request_id=uuid7(), id=_id(stub, token), amount_nanos=nanos)
         answer = stub.TopUpToken(request, timeout=DEADLINE)
-    _show(answer.token, as_json=json)
+    if json:
+        tell_json(token_to_json(answer.token) | {"revived": answer.revived})
+        return
+    if answer.revived:
+        tell("the budget was spent: calls pass again")
+    _show(answer.token, as_json=False)
 
 
 @app.command
@@ -178,6 +270,46 @@ def _show(token: pb.Token, *, as_json: bool, secret: str = "", warnings: list[st
         tell_json(shown if warnings is None else shown | {"warnings": warnings})
     else:
         fields(token_to_fields(token, secret))
+
+
+def _put(token: pb.Token, field: str, value: Any) -> None:
+    """Sets a field as the command line writes it; what is to be cleared stays absent. Raises ValueError."""
+    match field:
+        case "name" | "customer" | "remark":
+            setattr(token, field, value)
+        case "allowed_models" | "allowed_ips":
+            getattr(token, field).extend(_entries(value))
+        case "budget_mode":
+            token.budget_mode = MODES[value]
+        case "budget_period":
+            token.budget_period = PERIODS[value]
+        case _ if value == _NO_LIMIT:
+            return
+        case "max_amount_nanos":
+            token.max_amount_nanos = to_nanos(value)
+        case "expires_at":
+            token.expires_at.FromDatetime(parse_expiry(value))
+        case _:
+            setattr(token, field, _limit(value))
+
+
+def _entries(texts: list[str] | None) -> list[str]:
+    """The entries of an option that takes several, or one text with commas."""
+    return [entry.strip() for entry in ",".join(texts or []).split(",") if entry.strip()]
+
+
+def _limit(text: str) -> int:
+    """A limit that is one. Raises ValueError."""
+    if not (text.isascii() and text.isdecimal() and int(text) < 1 << 31):
+        raise ValueError(f"{text!r} is no limit: write a whole number of 0 to {(1 << 31) - 1}, or none")
+    return int(text)
+
+
+def _whole(number: int | None) -> int | None:
+    """A number that fits into a message."""
+    if number is not None and not 0 <= number < 1 << 31:
+        raise Failure(f"{number} is out of range: write a whole number of 0 to {(1 << 31) - 1}", code=USAGE, reason="usage")
+    return number
 
 
 @contextmanager

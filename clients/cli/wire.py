@@ -8,11 +8,24 @@ from typing import Any, Literal
 from gateway.money import CURRENCY, to_json_number, to_units
 from gateway.stubs.admin.v1 import tokens_pb2 as pb
 
+_LimitName = Literal["requests_per_minute", "tokens_per_minute", "max_parallel_requests"]
 _STATUS = {
     pb.TOKEN_STATUS_ACTIVE: "active",
     pb.TOKEN_STATUS_DISABLED: "disabled",
     pb.TOKEN_STATUS_EXPIRED: "expired",
     pb.TOKEN_STATUS_EXHAUSTED: "exhausted",
+}
+PERIODS = {
+    "total": pb.BUDGET_PERIOD_TOTAL,
+    "daily": pb.BUDGET_PERIOD_DAILY,
+    "weekly": pb.BUDGET_PERIOD_WEEKLY,
+    "monthly": pb.BUDGET_PERIOD_MONTHLY,
+}
+_PERIOD_NAMES = {value: name for name, value in PERIODS.items()}
+_LIMITS: dict[_LimitName, str] = {
+    "requests_per_minute": "calls a minute",
+    "tokens_per_minute": "tokens a minute",
+    "max_parallel_requests": "calls at once",
 }
 MODES = {"strict": pb.BUDGET_MODE_STRICT, "soft": pb.BUDGET_MODE_SOFT}
 _MODE_NAMES = {value: name for name, value in MODES.items()}
@@ -36,6 +49,13 @@ def token_to_json(token: pb.Token, secret: str = "") -> dict[str, Any]:
         "held": to_json_number(token.held_nanos),
         "remaining": to_json_number(token.remaining_nanos) if token.HasField("remaining_nanos") else None,
         "currency": CURRENCY,
+        "budget_period": _PERIOD_NAMES.get(token.budget_period, "total"),
+        "period_spent": to_json_number(token.period_spent_nanos),
+        "resets_at": _moment(token, "resets_at"),
+        **_limits(token),
+        "open_calls": token.open_calls,
+        "allowed_ips": list(token.allowed_ips),
+        "previous_valid_until": _moment(token, "previous_valid_until"),
         "prompt_tokens": token.prompt_tokens,
         "completion_tokens": token.completion_tokens,
         "total_tokens": token.prompt_tokens + token.completion_tokens,
@@ -53,11 +73,16 @@ def token_to_fields(token: pb.Token, secret: str = "") -> dict[str, str]:
     shown = {"id": str(token.id), "name": token.name}
     if secret:
         shown["token"] = f"{secret}  (shown once)"
+        if (until := _moment(token, "previous_valid_until")) is not None:
+            shown["old token"] = f"works until {until}"
     shown |= {
         "status": _STATUS.get(token.status, ""),
         "models": ", ".join(token.allowed_models) or "all",
         "spent": amount(token.amount_spent_nanos),
         "budget": budget(token),
+        **_period(token),
+        **{what: str(getattr(token, name)) for name, what in _LIMITS.items() if token.HasField(name)},
+        **({"addresses": ", ".join(token.allowed_ips)} if token.allowed_ips else {}),
         "expires": _moment(token, "expires_at") or "never",
         "calls": str(token.request_count),
         "last used": _moment(token, "last_used_at") or "never",
@@ -97,10 +122,26 @@ def budget(token: pb.Token) -> str:
     if not token.HasField("max_amount_nanos"):
         return "none"
     soft = " soft" if token.budget_mode == pb.BUDGET_MODE_SOFT else ""
-    return f"{amount(token.max_amount_nanos)}{soft}"
+    period = _PERIOD_NAMES.get(token.budget_period, "total")
+    return f"{amount(token.max_amount_nanos)}{'' if period == 'total' else f' {period}'}{soft}"
 
 
-def _moment(token: pb.Token, name: Literal["expires_at", "created_at", "last_used_at"]) -> str | None:
+def _limits(token: pb.Token) -> dict[str, Any]:
+    return {name: getattr(token, name) if token.HasField(name) else None for name in _LIMITS}
+
+
+def _period(token: pb.Token) -> dict[str, str]:
+    """What a budget with periods has that another one has not."""
+    resets_at = _moment(token, "resets_at")
+    if resets_at is None:
+        return {}
+    return {"this period": amount(token.period_spent_nanos), "starts anew": resets_at}
+
+
+_MomentName = Literal["expires_at", "created_at", "last_used_at", "resets_at", "previous_valid_until"]
+
+
+def _moment(token: pb.Token, name: _MomentName) -> str | None:
     """A time as ISO text in UTC, None where it is absent."""
     if not token.HasField(name):
         return None

@@ -20,6 +20,7 @@ from gateway.limits import parse_addresses, rolled
 from gateway.money import to_nanos
 from gateway.patterns import parse_models
 from gateway.storage.database import Database
+from gateway.storage.periods import spent_since
 
 _SCRUB = "truncate_write_ahead_log"
 INBOX = "(token IS NOT NULL OR max_amount IS NOT NULL OR amount_spent IS NOT NULL)"
@@ -100,7 +101,9 @@ def _adopt_row(db: Database, key: bytes, now: str, row: tuple[Any, ...]) -> None
     if secret is not None:
         hashed = tokens.hash_secret(key, secret).hex()
         twin = db.query(
-            "SELECT id FROM client_tokens WHERE token_hash = ? AND deleted_at IS NULL AND id <> ?", (hashed, token_id)
+            "SELECT id FROM client_tokens WHERE deleted_at IS NULL AND id <> ?"
+            " AND (token_hash = ? OR (previous_token_hash = ? AND previous_valid_until > ?))",
+            (token_id, hashed, hashed, now),
         )
         if twin:
             faults.append(f"token {twin[0][0]} has the same secret")
@@ -131,6 +134,10 @@ def _adopt_row(db: Database, key: bytes, now: str, row: tuple[Any, ...]) -> None
     db.run(f"UPDATE client_tokens SET {assignments} WHERE id = ?", (*changes.values(), token_id))
     if spent is not None and "opening_nanos" not in changes:
         _adjust(db, token_id, spent - total_spent, now)
+    if (start := changes["period_start"]) is not None:
+        # What was brought along belongs to the period that the row was written in, which may be over.
+        in_period = spent_since(db, token_id, start)
+        db.run("UPDATE client_tokens SET period_spent_nanos = ? WHERE id = ?", (in_period, token_id))
     told = {"name": changes["name"], "faults": faults, "deleted": deleted_at is not None}
     db.run(
         "INSERT INTO audit (at, actor, action, subject, after_json) VALUES (?, ?, ?, ?, ?)",

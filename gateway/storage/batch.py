@@ -199,7 +199,7 @@ class Batch:
             return self._look(token, admission)
         row = self._rows.requests.get(admission.request_id)
         if row is not None:
-            return self._admit_again(row, admission)
+            return self._admit_again(token, row, admission)
         if admission.request_id in self._rows.tombstones:
             raise RequestWithdrawn("This call was reported as not made before it was admitted.")
         if _is_too_old(admission.request_id, self._now):
@@ -247,7 +247,7 @@ class Batch:
             raise refusal
         return Admitted(token.id, 0, None)
 
-    def _admit_again(self, row: RequestRow, admission: Admission) -> Admitted:
+    def _admit_again(self, token: TokenRow, row: RequestRow, admission: Admission) -> Admitted:
         same = row.identity == admission.identity and row.admission_digest == admission.digest
         if not same or row.state != State.ADMITTED:
             raise AlreadyExists("this id was used for another call, or its call has ended; make a new one")
@@ -255,7 +255,8 @@ class Batch:
             replace(self._prices.find(provider, model), price_id=price_id, rates=self._prices.rates(price_id))
             for provider, model, price_id in candidates_of(row.candidates)
         ]
-        return Admitted(row.token_id, row.held_nanos, row.granted_max_output_tokens, candidates)
+        left = rate_limits(token.window, self._now)
+        return Admitted(row.token_id, row.held_nanos, row.granted_max_output_tokens, candidates, left)
 
     def _insert(self, row: RequestRow, admission: Admission | None) -> None:
         self._rows.inserts.append(

@@ -10,17 +10,20 @@ from functools import lru_cache
 from typing import Any
 
 from gateway.admission import Admission
+from gateway.clock import to_text
 from gateway.limits import Window
 from gateway.quota import TokenState
 from gateway.storage.adoption import INBOX, has_inbox
 from gateway.storage.database import Database
+from gateway.storage.periods import spent_since
 from gateway.usage import Report
 
 _COLUMNS_OF_TOKEN = (
     f"{INBOX}, id, enabled, expires_at, allowed_models, max_amount_nanos, budget_mode, period_spent_nanos, held_nanos,"
     " budget_period, period_start, allowed_ips, requests_per_minute, tokens_per_minute, max_parallel_requests, open_calls,"
     " window_start, window_requests, window_tokens,"
-    " token_hash, total_spent_nanos, prompt_tokens, completion_tokens, total_tokens, request_count, last_used_at, deleted_at"
+    " token_hash, previous_token_hash, previous_valid_until,"
+    " total_spent_nanos, prompt_tokens, completion_tokens, total_tokens, request_count, last_used_at, deleted_at"
 )
 _COLUMNS_OF_REQUEST = (
     "request_id, token_id, identity, state, candidates, admitted_at, period_start, held_nanos, granted_max_output_tokens,"
@@ -33,6 +36,9 @@ class TokenRow(TokenState):
     """A token in memory, with its counters."""
 
     token_hash: str | None
+    previous_token_hash: str | None
+    """Of the secret before the last rotation."""
+    previous_valid_until: str | None
     total_spent_nanos: int
     prompt_tokens: int
     completion_tokens: int
@@ -41,6 +47,15 @@ class TokenRow(TokenState):
     last_used_at: str | None
     deleted_at: str | None
     changed: bool = False
+
+    def hashes(self, now: str) -> list[str]:
+        """The hashes of the secrets that open it now."""
+        if self.deleted_at is not None:
+            return []
+        known = [] if self.token_hash is None else [self.token_hash]
+        if self.previous_token_hash is not None and (self.previous_valid_until or "") > now:
+            known.append(self.previous_token_hash)
+        return known
 
     def remaining_nanos(self) -> int | None:
         """What is left of the budget, holds not taken off; None: no budget."""
@@ -81,6 +96,7 @@ class BatchRows:
     def __init__(self, db: Database, now: datetime, *, may_adopt: bool = True) -> None:
         self._db = db
         self._now = now
+        self._now_text = to_text(now)
         self._may_adopt = may_adopt
         self.requests: dict[str, RequestRow] = {}
         self.tombstones: dict[str, str] = {}
@@ -145,28 +161,34 @@ class BatchRows:
         self.requests = {row[0]: RequestRow(*row) for row in self._select(columns, ids, order + self._db.locking)}
 
     def _read_tokens(self, ids: Iterable[int], hashes: Iterable[str]) -> bool:
-        """Reads tokens by id or by the hash of a live one; gives whether a person wrote into one of them."""
+        """Reads tokens by id or by the hash of a live one, that of a secret in its grace time included.
+
+        Gives whether a person wrote into one of them.
+        """
         wanted_ids, wanted_hashes = _padded(ids), _padded(hashes)
         conditions = []
         if wanted_ids:
             conditions.append(f"id IN ({_marks(wanted_ids)})")
         if wanted_hashes:
             conditions.append(f"(deleted_at IS NULL AND token_hash IN ({_marks(wanted_hashes)}))")
+            conditions.append(f"previous_token_hash IN ({_marks(wanted_hashes)})")
         if not conditions:
             return False
         order = f" ORDER BY id{self._db.locking}" if self._db.locking else ""
         rows = self._db.query(
             f"SELECT {_COLUMNS_OF_TOKEN} FROM client_tokens WHERE {' OR '.join(conditions)}{order}",
-            [*wanted_ids, *wanted_hashes],
+            [*wanted_ids, *wanted_hashes, *wanted_hashes],
         )
         inbox = False
         for row in rows:
             inbox = inbox or bool(row[0])
             token = _token(row)
+            never_in_period = token.period_start is None
             token.roll(self._now)
+            if never_in_period and token.period_start is not None and token.total_spent_nanos:
+                token.period_spent_nanos = spent_since(self._db, token.id, token.period_start)
             self.tokens[token.id] = token
-            if token.deleted_at is None and token.token_hash is not None:
-                self.by_hash[token.token_hash] = token
+            self.by_hash |= dict.fromkeys(token.hashes(self._now_text), token)
         return inbox
 
     def _select(self, sql: str, values: Iterable[Any], end: str = "") -> list[tuple[Any, ...]]:
@@ -227,7 +249,8 @@ class BatchRows:
 def _token(row: tuple[Any, ...]) -> TokenRow:
     _, token_id, enabled, expires_at, allowed_models, maximum, mode, spent, held, *rest = row
     period, period_start, allowed_ips, requests, tokens, parallel, open_calls, window_start, used, used_tokens, *rest = rest
-    token_hash, total_spent, prompt_tokens, completion_tokens, total_tokens, request_count, last_used_at, deleted_at = rest
+    token_hash, previous_hash, previous_until, *rest = rest
+    total_spent, prompt_tokens, completion_tokens, total_tokens, request_count, last_used_at, deleted_at = rest
     return TokenRow(
         token_id,
         bool(enabled),
@@ -242,6 +265,8 @@ def _token(row: tuple[Any, ...]) -> TokenRow:
         allowed_ips,
         Window(requests, tokens, parallel, open_calls, window_start, used, used_tokens),
         token_hash=token_hash,
+        previous_token_hash=previous_hash,
+        previous_valid_until=previous_until,
         total_spent_nanos=total_spent,
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
@@ -258,15 +283,16 @@ def locked_places(db: Database, items: Sequence[Report | Admission]) -> set[int]
     hashes = _padded({item.token_hash for item in items if isinstance(item, Admission)} or {""})
     tokens = (
         f"FROM client_tokens WHERE id IN (SELECT token_id FROM requests WHERE request_id IN ({_marks(reports)}))"
-        f" OR (deleted_at IS NULL AND token_hash IN ({_marks(hashes)}))"
+        f" OR (deleted_at IS NULL AND token_hash IN ({_marks(hashes)})) OR previous_token_hash IN ({_marks(hashes)})"
     )
+    wanted = [*reports, *hashes, *hashes]
     with db.write():
-        there = dict(db.query(f"SELECT id, token_hash {tokens}", [*reports, *hashes]))
-        free = db.query(f"SELECT id {tokens} ORDER BY id{db.locking} SKIP LOCKED", [*reports, *hashes])
+        there = {row[0]: row[1:] for row in db.query(f"SELECT id, token_hash, previous_token_hash {tokens}", wanted)}
+        free = db.query(f"SELECT id {tokens} ORDER BY id{db.locking} SKIP LOCKED", wanted)
         select = f"SELECT request_id, token_id FROM requests WHERE request_id IN ({_marks(reports)})"
         token_of: dict[str, int] = dict(db.query(select, reports))
     locked = there.keys() - {token_id for (token_id,) in free}
-    locked_hashes = {there[token_id] for token_id in locked}
+    locked_hashes = {token_hash for token_id in locked for token_hash in there[token_id]}
     return {
         place
         for place, item in enumerate(items)

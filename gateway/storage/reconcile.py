@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gateway.storage.database import Database
+from gateway.storage.periods import SPENT_SINCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +54,8 @@ _CHECKS = {
     "period_spent_nanos": """
         SELECT t.id, t.period_spent_nanos, t.total_spent_nanos FROM client_tokens t WHERE t.period_start IS NULL""",
     # with them, it is what was admitted, corrected or brought along since it began
-    "period_spent_nanos of the period": """
-        SELECT t.id, t.period_spent_nanos,
-            CASE WHEN t.created_at >= t.period_start THEN t.opening_nanos ELSE 0 END
-            + COALESCE((SELECT SUM(d.cost_nanos) FROM daily_totals d
-                WHERE d.token_id = t.id AND d.day >= substr(t.period_start, 1, 10)), 0)
-            + COALESCE((SELECT SUM(a.amount_nanos) FROM adjustments a
-                WHERE a.token_id = t.id AND a.created_at >= t.period_start), 0)
+    "period_spent_nanos of the period": f"""
+        SELECT t.id, t.period_spent_nanos, {SPENT_SINCE.format(start="t.period_start")}
         FROM client_tokens t WHERE t.period_start IS NOT NULL""",
 }
 

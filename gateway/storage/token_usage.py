@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from gateway.clock import to_text
 from gateway.limits import Window
 from gateway.quota import TokenState
 from gateway.storage.adoption import INBOX
 from gateway.storage.database import Database
+from gateway.storage.periods import spent_since
 
 RECENT_CALLS = 20
 
@@ -46,7 +48,7 @@ class Call:
 
 
 def find(db: Database, token_hash: str, now: datetime) -> TokenBooks | None:
-    """The books of the live token with this hash, as they stand at a moment.
+    """The books of the live token with this hash, as they stand at a moment; also by a secret that is in its grace time.
 
     None: there is none, or a person wrote something into it that must be adopted first.
     """
@@ -55,8 +57,9 @@ def find(db: Database, token_hash: str, now: datetime) -> TokenBooks | None:
         " max_amount_nanos, budget_mode, period_spent_nanos, held_nanos, budget_period, period_start, allowed_ips,"
         " requests_per_minute, tokens_per_minute, max_parallel_requests, open_calls, window_start, window_requests,"
         " window_tokens"
-        " FROM client_tokens WHERE token_hash = ? AND deleted_at IS NULL",
-        (token_hash,),
+        " FROM client_tokens WHERE deleted_at IS NULL"
+        " AND (token_hash = ? OR (previous_token_hash = ? AND previous_valid_until > ?))",
+        (token_hash, token_hash, to_text(now)),
     )
     if not rows or rows[0][0]:
         return None
@@ -67,6 +70,8 @@ def find(db: Database, token_hash: str, now: datetime) -> TokenBooks | None:
         Window(*window),
     )  # fmt: skip
     books.roll(now)
+    if started is None and books.period_start is not None:
+        books.period_spent_nanos = spent_since(db, token_id, books.period_start)
     return TokenBooks(books, prompt_tokens, completion_tokens, total_tokens)
 
 

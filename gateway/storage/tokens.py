@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from dataclasses import field as dataclass_field
 from datetime import UTC, datetime
 from typing import Any
@@ -11,16 +11,19 @@ from typing import Any
 import peewee
 
 from gateway import tokens
-from gateway.client_tokens import ClientToken, NewToken
+from gateway.client_tokens import CHANGEABLE, ClientToken, NewToken, check_grace
 from gateway.clock import Clock, from_text, parse_expiry, to_text
 from gateway.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, VersionMismatch
+from gateway.limits import period_end, period_start, rolled
 from gateway.money import MAX_NANOS
 from gateway.patterns import models_of_text
+from gateway.quota import TokenStatus
 from gateway.storage import audit, models
 from gateway.storage.adoption import adopt, ask_for_scrubbing, has_inbox
 from gateway.storage.audit import Actor
 from gateway.storage.database import Database, faults
 from gateway.storage.operations import Operations
+from gateway.storage.periods import spent_since
 from gateway.storage.races import again_when_raced
 
 _UNREADABLE = datetime.min.replace(tzinfo=UTC)  # a hand-written expiry that is no date opens nothing
@@ -33,6 +36,14 @@ class Issued:
 
     token: ClientToken
     secret: str | None = dataclass_field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ToppedUp:
+    """A token with a larger budget; `revived`: it was spent before, and calls pass again. False for a repeat."""
+
+    token: ClientToken
+    revived: bool
 
 
 class TokenStore:
@@ -53,7 +64,7 @@ class TokenStore:
         if _has_inbox(row):
             with self._db.write():
                 row = self._row(token_id)
-        return _to_token(row)
+        return self._token(row)
 
     def page(
         self, *, limit: int, before_id: int | None = None, name_contains: str = "", customer: str = ""
@@ -74,7 +85,7 @@ class TokenStore:
             with self._db.write():
                 self._adopt()
                 rows = list(query.clone().execute(self._db))
-        return [_to_token(found) for found in rows]
+        return [self._token(found) for found in rows]
 
     def served_models(self) -> dict[str, tuple[str, ...]]:
         """The providers' names, each with the patterns of what it serves."""
@@ -93,13 +104,14 @@ class TokenStore:
         now = self._clock.now()
         with self._db.write():
             if (known := self._operations.repeated(request_id, "CreateToken", arguments)) is not None:
-                return Issued(_to_token(self._row(known)), None)
-            values = _columns({name: arguments[name] for name in _COLUMNS}) | self._secret_columns(secret)
+                return Issued(self._token(self._row(known)), None)
+            values = _columns({name: arguments[name] for name in CHANGEABLE}) | self._secret_columns(secret)
+            values["period_start"] = period_start(new.budget_period, now)
             token_id = int(models.ClientToken.insert(**values, created_at=to_text(now)).execute(self._db))
             if not new.name:
                 row = models.ClientToken
                 row.update(name=f"token-{token_id}").where(row.id == token_id).execute(self._db)
-            token = _to_token(self._row(token_id))
+            token = self._token(self._row(token_id))
             self._operations.note(request_id, "CreateToken", arguments, token_id=token_id, at=now)
             audit.record(self._db, actor, "token.create", _subject(token), at=now, after=_told(token))
         return Issued(token, secret)
@@ -110,18 +122,21 @@ class TokenStore:
         version: the version that the caller has seen; 0: whatever it is.
         """
         with self._db.write():
-            before = _to_token(self._row(token_id))
+            before = self._token(self._row(token_id))
             if version and version != before.version:
                 raise VersionMismatch(f"the token is at version {before.version}: read it again, then change it")
             values = dict(changes)
             if values.get("name") == "":
                 values["name"] = f"token-{token_id}"
-            return self._set(before, _columns(values), action="token.update", actor=actor)
+            columns = _columns(values)
+            if values.get("budget_period", before.budget_period) != before.budget_period:
+                columns |= self._new_period(before, values["budget_period"])
+            return self._set(before, columns, action="token.update", actor=actor)
 
     def set_enabled(self, token_id: int, enabled: bool | None, *, actor: Actor) -> ClientToken:
         """Switches a token on or off; None: the other way round. Where it is so already nothing is changed."""
         with self._db.write():
-            before = _to_token(self._row(token_id))
+            before = self._token(self._row(token_id))
             wanted = not before.enabled if enabled is None else enabled
             if wanted == before.enabled:
                 return before
@@ -129,36 +144,51 @@ class TokenStore:
             return self._set(before, {"enabled": int(wanted)}, action=action, actor=actor)
 
     @again_when_raced
-    def rotate(self, token_id: int, *, actor: Actor, request_id: str = "") -> Issued:
-        """Gives a token a new, generated secret; the old one is dead when this returns."""
-        arguments = {"id": token_id}
+    def rotate(self, token_id: int, *, actor: Actor, request_id: str = "", grace_seconds: int = 0) -> Issued:
+        """Gives a token a new, generated secret; the old one is dead when this returns, or works on for the grace time.
+
+        Raises InvalidArgument for a grace time that is none.
+        """
+        grace = check_grace(grace_seconds)
+        arguments = {"id": token_id} | ({"grace_seconds": grace_seconds} if grace_seconds else {})
         secret = tokens.generate()
         with self._db.write():
             if self._operations.repeated(request_id, "RotateToken", arguments) is not None:
-                return Issued(_to_token(self._row(token_id)), None)
-            before = _to_token(self._row(token_id))
-            self._operations.note(request_id, "RotateToken", arguments, token_id=token_id, at=self._clock.now())
-            dead = {"previous_token_hash": None, "previous_valid_until": None}
-            token = self._set(before, self._secret_columns(secret) | dead, action="token.rotate", actor=actor)
+                return Issued(self._token(self._row(token_id)), None)
+            now = self._clock.now()
+            row = self._row(token_id)
+            self._operations.note(request_id, "RotateToken", arguments, token_id=token_id, at=now)
+            works_on = grace and row.token_hash
+            previous = {
+                "previous_token_hash": row.token_hash if works_on else None,
+                "previous_valid_until": to_text(now + grace) if works_on else None,
+            }
+            columns = self._secret_columns(secret) | previous
+            token = self._set(self._token(row), columns, action="token.rotate", actor=actor)
         return Issued(token, secret)
 
     @again_when_raced
-    def top_up(self, token_id: int, amount_nanos: int, *, actor: Actor, request_id: str = "") -> ClientToken:
+    def top_up(self, token_id: int, amount_nanos: int, *, actor: Actor, request_id: str = "") -> ToppedUp:
         """Raises a budget. FailedPrecondition for a token without one, InvalidArgument for an amount that is not above 0."""
         if not 0 < amount_nanos <= MAX_NANOS:
             raise InvalidArgument("amount is above 0 and at most 9000000000", metadata={"param": "amount"})
         arguments = {"id": token_id, "amount_nanos": amount_nanos}
         with self._db.write():
             if self._operations.repeated(request_id, "TopUpToken", arguments) is not None:
-                return _to_token(self._row(token_id))
-            before = _to_token(self._row(token_id))
+                return ToppedUp(self._token(self._row(token_id)), revived=False)
+            before = self._token(self._row(token_id))
             if before.max_amount_nanos is None:
                 raise FailedPrecondition("the token has no budget to top up: set max_amount first")
             raised = before.max_amount_nanos + amount_nanos
             if raised > MAX_NANOS:
                 raise InvalidArgument("amount is too much: a budget is at most 9000000000", metadata={"param": "amount"})
-            self._operations.note(request_id, "TopUpToken", arguments, token_id=token_id, at=self._clock.now())
-            return self._set(before, {"max_amount_nanos": raised}, action="token.top_up", actor=actor)
+            now = self._clock.now()
+            self._operations.note(request_id, "TopUpToken", arguments, token_id=token_id, at=now)
+            spent = TokenStatus.EXHAUSTED
+            revived = before.status(now) is spent and replace(before, max_amount_nanos=raised).status(now) is not spent
+            told = {"revived": True} if revived else {}
+            token = self._set(before, {"max_amount_nanos": raised}, action="token.top_up", actor=actor, told=told)
+            return ToppedUp(token, revived)
 
     def delete(self, token_id: int, *, actor: Actor) -> None:
         """Deletes a token: its secret opens nothing from now on and is free again, its history stays. Harmless to repeat."""
@@ -170,7 +200,7 @@ class TokenStore:
                 raise _not_found(token_id)
             if found.deleted_at is not None:
                 return
-            token = _to_token(self._row(token_id))
+            token = self._token(self._row(token_id))
             row.update(
                 deleted_at=to_text(now),
                 enabled=0,
@@ -199,14 +229,33 @@ class TokenStore:
             raise _not_found(token_id)
         return found
 
+    def _token(self, row: Any) -> ClientToken:
+        return _to_token(row, self._clock.now())
+
     def _adopt(self) -> None:
         if adopt(self._db, self._key, to_text(self._clock.now())):
             ask_for_scrubbing(self._db)
 
-    def _set(self, before: ClientToken, columns: Mapping[str, Any], *, action: str, actor: Actor) -> ClientToken:
+    def _new_period(self, token: ClientToken, period: str) -> dict[str, Any]:
+        """The columns of a token whose budget starts anew at other times: what it has spent since the period of now began."""
+        start = period_start(period, self._clock.now())
+        if start is None:
+            return {"period_start": None, "period_spent_nanos": token.amount_spent_nanos}
+        return {"period_start": start, "period_spent_nanos": spent_since(self._db, token.id, start)}
+
+    def _set(
+        self,
+        before: ClientToken,
+        columns: Mapping[str, Any],
+        *,
+        action: str,
+        actor: Actor,
+        told: Mapping[str, Any] | None = None,
+    ) -> ClientToken:
+        """Writes columns, and the audit record of what has changed by them; `told`: what that says besides."""
         row = models.ClientToken
         row.update(**columns, version=row.version + 1).where(row.id == before.id).execute(self._db)
-        after = _to_token(self._row(before.id))
+        after = self._token(self._row(before.id))
         old, new = _told(before), _told(after)
         changed = [name for name in new if old[name] != new[name]]
         audit.record(
@@ -216,7 +265,7 @@ class TokenStore:
             _subject(after),
             at=self._clock.now(),
             before={name: old[name] for name in changed},
-            after={name: new[name] for name in changed},
+            after={name: new[name] for name in changed} | dict(told or {}),
         )
         return after
 
@@ -225,7 +274,9 @@ class TokenStore:
             self._adopt()
         row = models.ClientToken
         digest = tokens.hash_secret(self._key, secret).hex()
-        if list(row.select(row.id).where(row.token_hash == digest, row.deleted_at.is_null()).execute(self._db)):
+        works_on = (row.previous_token_hash == digest) & (row.previous_valid_until > to_text(self._clock.now()))
+        taken = row.select(row.id).where(row.deleted_at.is_null(), (row.token_hash == digest) | works_on)
+        if list(taken.execute(self._db)):
             raise AlreadyExists("this token cannot be chosen: choose another one")
         return {
             "token_hash": digest,
@@ -235,14 +286,13 @@ class TokenStore:
         }
 
 
-_COLUMNS = ("name", "allowed_models", "enabled", "expires_at", "customer", "remark", "max_amount_nanos", "budget_mode")
-
-
 def _columns(values: Mapping[str, Any]) -> dict[str, Any]:
     """Field values as the table keeps them."""
     columns = dict(values)
     if "allowed_models" in columns:
         columns["allowed_models"] = ",".join(columns["allowed_models"]) or None
+    if "allowed_ips" in columns:
+        columns["allowed_ips"] = ",".join(columns["allowed_ips"]) or None
     if "enabled" in columns:
         columns["enabled"] = int(columns["enabled"])
     if columns.get("expires_at") is not None:
@@ -250,7 +300,10 @@ def _columns(values: Mapping[str, Any]) -> dict[str, Any]:
     return columns
 
 
-def _to_token(row: Any) -> ClientToken:
+def _to_token(row: Any, now: datetime) -> ClientToken:
+    """A row as it stands now: in the budget period of now, and without a secret whose grace time is over."""
+    _, period_spent = rolled(row.budget_period, row.period_start, row.period_spent_nanos, now)
+    previous = None if row.previous_valid_until is None else from_text(row.previous_valid_until)
     return ClientToken(
         id=row.id,
         name=row.name or f"token-{row.id}",
@@ -266,12 +319,20 @@ def _to_token(row: Any) -> ClientToken:
         version=row.version,
         max_amount_nanos=row.max_amount_nanos,
         budget_mode=row.budget_mode,
-        period_spent_nanos=row.period_spent_nanos,
+        period_spent_nanos=period_spent,
         amount_spent_nanos=row.total_spent_nanos,
         held_nanos=row.held_nanos,
         prompt_tokens=row.prompt_tokens,
         completion_tokens=row.completion_tokens,
         request_count=row.request_count,
+        budget_period=row.budget_period,
+        resets_at=period_end(row.budget_period, now),
+        requests_per_minute=row.requests_per_minute,
+        tokens_per_minute=row.tokens_per_minute,
+        max_parallel_requests=row.max_parallel_requests,
+        allowed_ips=tuple((row.allowed_ips or "").replace(",", " ").split()),
+        open_calls=row.open_calls,
+        previous_valid_until=previous if previous is not None and previous > now else None,
     )
 
 
@@ -308,6 +369,12 @@ def _told(token: ClientToken) -> dict[str, Any]:
         "remark": token.remark,
         "max_amount_nanos": token.max_amount_nanos,
         "budget_mode": token.budget_mode,
+        "budget_period": token.budget_period,
+        "requests_per_minute": token.requests_per_minute,
+        "tokens_per_minute": token.tokens_per_minute,
+        "max_parallel_requests": token.max_parallel_requests,
+        "allowed_ips": list(token.allowed_ips),
+        "previous_valid_until": token.previous_valid_until,
         "version": token.version,
     }
 

@@ -10,6 +10,7 @@ SERVICES = (
     "gateway.admin.v1.TokenService",
     "gateway.admin.v1.RequestLogService",
     "gateway.admin.v1.AuditService",
+    "gateway.admin.v1.UsageService",
 )
 
 _OPERATOR = frozenset({"operator"})
@@ -42,4 +43,5 @@ ACCESS: AccessTable = {
         identities=_OPERATOR, roles=frozenset({ROLE_ADMIN}), cut_on_stop=True
     ),
     "/gateway.admin.v1.AuditService/ListAuditRecords": _ADMINISTRATION,
+    "/gateway.admin.v1.UsageService/ListCustomers": _ADMINISTRATION,
 }

@@ -82,13 +82,15 @@ class TokenServicer(tokens_pb2_grpc.TokenServiceServicer):
         self, request: tokens_pb2.RotateTokenRequest, context: grpc.ServicerContext
     ) -> tokens_pb2.RotateTokenResponse:
         """Gives a token a new secret and tells it, once."""
-        issued = self._tokens.rotate(request.id, actor=actor(context), request_id=request.request_id)
+        issued = self._tokens.rotate(
+            request.id, actor=actor(context), request_id=request.request_id, grace_seconds=request.grace_seconds
+        )
         return tokens_pb2.RotateTokenResponse(token=token_to_proto(issued.token, self._clock.now()), secret=issued.secret or "")
 
     def TopUpToken(self, request: tokens_pb2.TopUpTokenRequest, context: grpc.ServicerContext) -> tokens_pb2.TopUpTokenResponse:
         """Raises a token's budget."""
-        token = self._tokens.top_up(request.id, request.amount_nanos, actor=actor(context), request_id=request.request_id)
-        return tokens_pb2.TopUpTokenResponse(token=token_to_proto(token, self._clock.now()))
+        done = self._tokens.top_up(request.id, request.amount_nanos, actor=actor(context), request_id=request.request_id)
+        return tokens_pb2.TopUpTokenResponse(token=token_to_proto(done.token, self._clock.now()), revived=done.revived)
 
     def DeleteToken(
         self, request: tokens_pb2.DeleteTokenRequest, context: grpc.ServicerContext

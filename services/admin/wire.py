@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from gateway.client_tokens import CHANGEABLE, SOFT, STRICT, ClientToken, NewToken, checked, new_token
 from gateway.errors import InvalidArgument
+from gateway.limits import Period
 from gateway.quota import TokenStatus
 from gateway.storage.audit import AuditEntry
 from gateway.storage.request_log import LoggedRequest, RequestFilter
@@ -22,6 +23,14 @@ _MODES = {
     tokens_pb2.BUDGET_MODE_SOFT: SOFT,
 }
 _MODE_NUMBERS = {STRICT: tokens_pb2.BUDGET_MODE_STRICT, SOFT: tokens_pb2.BUDGET_MODE_SOFT}
+_PERIODS = {
+    tokens_pb2.BUDGET_PERIOD_UNSPECIFIED: Period.TOTAL,
+    tokens_pb2.BUDGET_PERIOD_TOTAL: Period.TOTAL,
+    tokens_pb2.BUDGET_PERIOD_DAILY: Period.DAILY,
+    tokens_pb2.BUDGET_PERIOD_WEEKLY: Period.WEEKLY,
+    tokens_pb2.BUDGET_PERIOD_MONTHLY: Period.MONTHLY,
+}
+_PERIOD_NUMBERS = {period: number for number, period in _PERIODS.items()}
 _STATUSES = {
     TokenStatus.ACTIVE: tokens_pb2.TOKEN_STATUS_ACTIVE,
     TokenStatus.DISABLED: tokens_pb2.TOKEN_STATUS_DISABLED,
@@ -67,7 +76,7 @@ def changes_from_proto(request: tokens_pb2.UpdateTokenRequest) -> dict[str, Any]
 
 def _field(token: tokens_pb2.Token, name: str) -> Any:
     match name:
-        case "expires_at" | "max_amount_nanos" if not token.HasField(name):
+        case _ if tokens_pb2.Token.DESCRIPTOR.fields_by_name[name].has_presence and not token.HasField(name):  # type: ignore[arg-type] # a name that may be absent
             return None
         case "expires_at":
             return moment_from_proto(token.expires_at, name)
@@ -75,8 +84,12 @@ def _field(token: tokens_pb2.Token, name: str) -> Any:
             if token.budget_mode not in _MODES:
                 raise InvalidArgument("budget_mode is strict or soft", metadata={"param": name})
             return _MODES[token.budget_mode]
-        case "allowed_models":
-            return list(token.allowed_models)
+        case "budget_period":
+            if token.budget_period not in _PERIODS:
+                raise InvalidArgument("budget_period is total, daily, weekly or monthly", metadata={"param": name})
+            return _PERIODS[token.budget_period]
+        case "allowed_models" | "allowed_ips":
+            return list(getattr(token, name))
         case _:
             return getattr(token, name)
 
@@ -103,7 +116,16 @@ def token_to_proto(token: ClientToken, now: datetime) -> tokens_pb2.Token:
         completion_tokens=token.completion_tokens,
         request_count=token.request_count,
         status=_STATUSES[token.status(now)],
+        budget_period=_PERIOD_NUMBERS[Period(token.budget_period)],
+        requests_per_minute=token.requests_per_minute,
+        tokens_per_minute=token.tokens_per_minute,
+        max_parallel_requests=token.max_parallel_requests,
+        allowed_ips=token.allowed_ips,
+        period_spent_nanos=token.period_spent_nanos,
+        open_calls=token.open_calls,
     )
+    _set_moment(message.resets_at, token.resets_at)
+    _set_moment(message.previous_valid_until, token.previous_valid_until)
     _set_moment(message.expires_at, token.expires_at)
     _set_moment(message.last_used_at, token.last_used_at)
     return message

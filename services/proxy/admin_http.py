@@ -37,6 +37,8 @@ from gateway.stubs.admin.v1 import (
     sessions_pb2_grpc,
     tokens_pb2,
     tokens_pb2_grpc,
+    usage_pb2,
+    usage_pb2_grpc,
 )
 from services.proxy import admin_json, admin_log, body, errors, strict_json
 from services.proxy.admin_session import clear_cookie, credential, refuse_foreign_page, set_cookie
@@ -97,6 +99,7 @@ class AdminRoutes:
         self._tokens = tokens_pb2_grpc.TokenServiceStub(channel)
         self._requests = requests_pb2_grpc.RequestLogServiceStub(channel)
         self._audit = audit_pb2_grpc.AuditServiceStub(channel)
+        self._usage = usage_pb2_grpc.UsageServiceStub(channel)
         # `*` stands for the one id of a path.
         self._routes: Mapping[str, Mapping[str, _Handler]] = {
             "/auth/login": {"POST": self._login},
@@ -110,6 +113,7 @@ class AdminRoutes:
             "/admin/tokens/*/topup": {"POST": self._top_up_token},
             "/admin/logs/requests": {"GET": self._list_requests},
             "/admin/logs/requests/*": {"GET": self._get_request},
+            "/admin/usage/customers": {"GET": self._list_customers},
             "/admin/audit": {"GET": self._list_audit},
             "/admin/sessions": {"GET": self._list_sessions},
             "/admin/sessions/*": {"DELETE": self._revoke_session},
@@ -264,9 +268,9 @@ class AdminRoutes:
     async def _top_up_token(self, request: _Request) -> web.Response:
         message = admin_json.top_up_from_json(request.token_id, await self._members(request))
         answer = await self._call(self._tokens.TopUpToken, message, request)
-        return json_answer(admin_json.token_to_json(answer.token))
+        return json_answer(admin_json.token_to_json(answer.token) | {"revived": answer.revived})
 
-    # -- /admin/logs, /admin/audit, /admin/sessions ----------------------------------------------------------------------------
+    # -- /admin/logs, /admin/usage, /admin/audit, /admin/sessions --------------------------------------------------------------
 
     async def _list_requests(self, request: _Request) -> web.Response:
         message = admin_log.list_from_query(request.http.query)
@@ -284,6 +288,13 @@ class AdminRoutes:
         message = requests_pb2.GetRequestRequest(request_id=request.uuid)
         answer = await self._call(self._requests.GetRequest, message, request)
         return json_answer(admin_log.request_to_json(answer.request))
+
+    async def _list_customers(self, request: _Request) -> web.Response:
+        given = admin_log.parameters(request.http.query, ("page_size", "page_token", "cursor"))
+        message = usage_pb2.ListCustomersRequest(**admin_log.page(given))
+        answer = await self._call(self._usage.ListCustomers, message, request)
+        customers = [admin_json.customer_to_json(customer) for customer in answer.customers]
+        return _list("customers", customers, answer.next_page_token)
 
     async def _list_audit(self, request: _Request) -> web.Response:
         given = admin_log.parameters(request.http.query, ("action", "subject", "page_size", "page_token", "cursor"))

@@ -14,9 +14,16 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from gateway.clock import parse_expiry
 from gateway.errors import InvalidRequest
 from gateway.money import CURRENCY, to_json_number, to_nanos
-from gateway.stubs.admin.v1 import audit_pb2, sessions_pb2, tokens_pb2
+from gateway.stubs.admin.v1 import audit_pb2, sessions_pb2, tokens_pb2, usage_pb2
 
 _MODES = {"strict": tokens_pb2.BUDGET_MODE_STRICT, "soft": tokens_pb2.BUDGET_MODE_SOFT}
+_PERIODS = {
+    "total": tokens_pb2.BUDGET_PERIOD_TOTAL,
+    "daily": tokens_pb2.BUDGET_PERIOD_DAILY,
+    "weekly": tokens_pb2.BUDGET_PERIOD_WEEKLY,
+    "monthly": tokens_pb2.BUDGET_PERIOD_MONTHLY,
+}
+_PERIOD_NAMES = {number: name for name, number in _PERIODS.items()}
 _MODE_NAMES = {number: name for name, number in _MODES.items()}
 _STATUS_NAMES = {
     tokens_pb2.TOKEN_STATUS_ACTIVE: "active",
@@ -27,13 +34,27 @@ _STATUS_NAMES = {
 _KINDS = {"terminal": sessions_pb2.SESSION_KIND_TERMINAL, "web": sessions_pb2.SESSION_KIND_WEB}
 _KIND_NAMES = {number: name for name, number in _KINDS.items()}
 
-_CHANGEABLE = ("name", "allowed_models", "enabled", "expires_at", "customer", "remark", "max_amount", "budget_mode")
+_LIMITS = ("requests_per_minute", "tokens_per_minute", "max_parallel_requests")
+_CHANGEABLE = (
+    "name",
+    "allowed_models",
+    "allowed_ips",
+    "enabled",
+    "expires_at",
+    "customer",
+    "remark",
+    "max_amount",
+    "budget_mode",
+    "budget_period",
+    *_LIMITS,
+)
 _CREATABLE = (*_CHANGEABLE, "token", "request_id")
 _UPDATABLE = (*_CHANGEABLE, "version")
 _TOLD_ONLY = frozenset(
     """
     id display_hint weak status created_at last_used_at amount_spent held remaining currency prompt_tokens completion_tokens
-    total_tokens request_count version token token_hash warnings
+    total_tokens request_count version token token_hash warnings period_spent resets_at open_calls previous_valid_until
+    revived
     """.split()  # noqa: SIM905 - a list of words is easier to read as words
 )
 
@@ -108,9 +129,14 @@ def toggle_from_json(token_id: int, members: Mapping[str, Any]) -> tokens_pb2.Se
 
 
 def rotate_from_json(token_id: int, members: Mapping[str, Any]) -> tokens_pb2.RotateTokenRequest:
-    """`{"request_id"}`, or nothing. Raises InvalidRequest."""
-    _require_known(members, ("request_id",))
-    return tokens_pb2.RotateTokenRequest(id=token_id, request_id=_text(members, "request_id"))
+    """`{"grace_seconds": 3600}`, with a `request_id` where wanted, or nothing. Raises InvalidRequest."""
+    _require_known(members, ("grace_seconds", "request_id"))
+    grace = members.get("grace_seconds")
+    return tokens_pb2.RotateTokenRequest(
+        id=token_id,
+        request_id=_text(members, "request_id"),
+        grace_seconds=0 if grace is None else _whole("grace_seconds", grace),
+    )
 
 
 def top_up_from_json(token_id: int, members: Mapping[str, Any]) -> tokens_pb2.TopUpTokenRequest:
@@ -127,13 +153,21 @@ def _set(token: tokens_pb2.Token, name: str, value: Any) -> None:
         case "max_amount":
             token.max_amount_nanos = _amount(name, value)
         case "allowed_models":
-            token.allowed_models.extend(_models(value))
+            token.allowed_models.extend(_list(name, value, '["gpt-4*", "claude-3"], or "gpt-4*,claude-3"'))
+        case "allowed_ips":
+            token.allowed_ips.extend(_list(name, value, '["192.0.2.7", "10.0.0.0/8"], or "192.0.2.7,10.0.0.0/8"'))
         case "expires_at":
             token.expires_at.FromDatetime(_expiry(value))
         case "budget_mode":
             if not isinstance(value, str) or value not in _MODES:
                 raise _wrong(name, 'takes "strict" or "soft"')
             token.budget_mode = _MODES[value]
+        case "budget_period":
+            if not isinstance(value, str) or value not in _PERIODS:
+                raise _wrong(name, 'takes "total", "daily", "weekly" or "monthly"')
+            token.budget_period = _PERIODS[value]
+        case _ if name in _LIMITS:
+            setattr(token, name, _whole(name, value))
         case "enabled":
             if not isinstance(value, bool):
                 raise _wrong(name, "takes true or false")
@@ -151,11 +185,11 @@ def _amount(name: str, value: Any) -> int:
         raise _wrong(name, f"is wrong: {error}") from None
 
 
-def _models(value: Any) -> list[str]:
-    names = value.split(",") if isinstance(value, str) else value
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise _wrong("allowed_models", 'takes a list such as ["gpt-4*", "claude-3"], or "gpt-4*,claude-3"')
-    return [_encodable("allowed_models", name) for name in names]
+def _list(name: str, value: Any, example: str) -> list[str]:
+    entries = value.split(",") if isinstance(value, str) else value
+    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+        raise _wrong(name, f"takes a list such as {example}")
+    return [_encodable(name, entry) for entry in entries]
 
 
 def _expiry(value: Any) -> datetime:
@@ -231,11 +265,38 @@ def token_to_json(token: tokens_pb2.Token) -> dict[str, Any]:
         "remaining": to_json_number(token.remaining_nanos) if token.HasField("remaining_nanos") else None,
         "currency": CURRENCY,
         "budget_mode": _MODE_NAMES.get(token.budget_mode, ""),
+        "budget_period": _PERIOD_NAMES.get(token.budget_period, ""),
+        "period_spent": to_json_number(token.period_spent_nanos),
+        "resets_at": moment_to_json(token.resets_at) if token.HasField("resets_at") else None,
+        "requests_per_minute": token.requests_per_minute if token.HasField("requests_per_minute") else None,
+        "tokens_per_minute": token.tokens_per_minute if token.HasField("tokens_per_minute") else None,
+        "max_parallel_requests": token.max_parallel_requests if token.HasField("max_parallel_requests") else None,
+        "open_calls": token.open_calls,
+        "allowed_ips": list(token.allowed_ips),
+        "previous_valid_until": (
+            moment_to_json(token.previous_valid_until) if token.HasField("previous_valid_until") else None
+        ),
         "prompt_tokens": token.prompt_tokens,
         "completion_tokens": token.completion_tokens,
         "total_tokens": token.prompt_tokens + token.completion_tokens,
         "request_count": token.request_count,
         "version": token.version,
+    }
+
+
+def customer_to_json(customer: usage_pb2.CustomerUsage) -> dict[str, Any]:
+    """A customer's totals, amounts in currency units."""
+    return {
+        "customer": customer.customer,
+        "tokens": customer.tokens,
+        "deleted_tokens": customer.deleted_tokens,
+        "requests": customer.requests,
+        "prompt_tokens": customer.prompt_tokens,
+        "completion_tokens": customer.completion_tokens,
+        "total_tokens": customer.prompt_tokens + customer.completion_tokens,
+        "amount_spent": to_json_number(customer.amount_spent_nanos),
+        "held": to_json_number(customer.held_nanos),
+        "currency": CURRENCY,
     }
 
 

@@ -14,6 +14,15 @@ _COUNT_OR_NONE: Schema = {"type": ["integer", "null"], "minimum": 0}
 _FLAG: Schema = {"type": "boolean"}
 _NAMES: Schema = {"type": "array", "items": TEXT}
 _EXPIRY: Schema = {"type": ["string", "null"], "description": "A moment, or a day, which is included; null: never."}
+_PERIODS = ["total", "daily", "weekly", "monthly"]
+_LIMITS: Mapping[str, Schema] = {
+    name: {"type": ["integer", "null"], "minimum": 0, "maximum": 2**31 - 1, "description": f"{what}; null: no limit; 0: none."}
+    for name, what in (
+        ("requests_per_minute", "Calls in a minute"),
+        ("tokens_per_minute", "Tokens in a minute"),
+        ("max_parallel_requests", "Calls at once"),
+    )
+}
 _NAMES_OR_TEXT: Schema = {"type": ["array", "string", "null"], "items": TEXT, "description": "A list, or a text with commas."}
 
 _TOKEN: Mapping[str, Schema] = {
@@ -35,6 +44,13 @@ _TOKEN: Mapping[str, Schema] = {
     "remaining": MONEY_OR_NONE,
     "currency": TEXT,
     "budget_mode": {"type": "string", "enum": ["strict", "soft"]},
+    "budget_period": {"type": "string", "enum": _PERIODS},
+    "period_spent": MONEY,
+    "resets_at": {**_MOMENT_OR_NONE, "description": "When the budget starts anew; null: never by itself."},
+    **_LIMITS,
+    "open_calls": COUNT,
+    "allowed_ips": _NAMES,
+    "previous_valid_until": {**_MOMENT_OR_NONE, "description": "Until when the secret before this one works too."},
     "prompt_tokens": COUNT,
     "completion_tokens": COUNT,
     "total_tokens": COUNT,
@@ -51,6 +67,9 @@ _CHANGEABLE: Mapping[str, Schema] = {
     "remark": _TEXT_OR_NONE,
     "max_amount": MONEY_OR_NONE,
     "budget_mode": {"type": ["string", "null"], "enum": ["strict", "soft", None]},
+    "budget_period": {"type": ["string", "null"], "enum": [*_PERIODS, None]},
+    **_LIMITS,
+    "allowed_ips": _NAMES_OR_TEXT,
 }
 _REPEAT: Schema = {"type": "string", "format": "uuid", "description": "With the same one, a repetition changes nothing more."}
 _PAGE: Mapping[str, Schema] = {
@@ -103,7 +122,34 @@ SCHEMAS: Mapping[str, Schema] = {
         "description": "What is absent stays; null clears.",
     },
     "Toggle": _object({"enabled": {"type": ["boolean", "null"]}}, required=False),
-    "Rotation": _object({"request_id": _REPEAT}, required=False),
+    "Rotation": _object(
+        {
+            "grace_seconds": {
+                "type": ["integer", "null"],
+                "minimum": 0,
+                "maximum": 604_800,
+                "description": "For so long the old secret works on.",
+            },
+            "request_id": _REPEAT,
+        },
+        required=False,
+    ),
+    "ToppedUpToken": _object({**_TOKEN, "revived": {**_FLAG, "description": "Whether the budget was spent before."}}),
+    "Customer": _object(
+        {
+            "customer": {**TEXT, "description": "Empty: tokens for which nobody was named."},
+            "tokens": COUNT,
+            "deleted_tokens": COUNT,
+            "requests": COUNT,
+            "prompt_tokens": COUNT,
+            "completion_tokens": COUNT,
+            "total_tokens": COUNT,
+            "amount_spent": MONEY,
+            "held": MONEY,
+            "currency": TEXT,
+        }
+    ),
+    "Customers": _page_of("customers", "Customer"),
     "TopUp": {**_object({"amount": MONEY, "request_id": _REPEAT}), "required": ["amount"]},
     "Call": _object(
         {
@@ -214,7 +260,7 @@ PATHS: Mapping[str, Mapping[str, Schema]] = {
     "/admin/tokens/{id}/rotate": {
         "post": _route("Give it another secret", "TokenWithSecret", body="Rotation", body_needed=False, where=_NUMBER)
     },
-    "/admin/tokens/{id}/topup": {"post": _route("Add to its budget", "Token", body="TopUp", where=_NUMBER)},
+    "/admin/tokens/{id}/topup": {"post": _route("Add to its budget", "ToppedUpToken", body="TopUp", where=_NUMBER)},
     "/admin/logs/requests": {
         "get": _route(
             "Calls, the latest first",
@@ -232,6 +278,7 @@ PATHS: Mapping[str, Mapping[str, Schema]] = {
         )
     },
     "/admin/logs/requests/{id}": {"get": _route("One of them", "Call", where=_UUID)},
+    "/admin/usage/customers": {"get": _route("Each customer's totals, by name", "Customers", query=_PAGE)},
     "/admin/audit": {
         "get": _route("What administrators did", "AuditRecords", query={"action": TEXT, "subject": TEXT, **_PAGE})
     },

@@ -26,51 +26,53 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#gateway/stubs/admin/v1/tokens.proto\x12\x10gateway.admin.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf4\x04\n\x05Token\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0c\x64isplay_hint\x18\x03 \x01(\t\x12\x0c\n\x04weak\x18\x04 \x01(\x08\x12\x16\n\x0e\x61llowed_models\x18\x05 \x03(\t\x12\x0f\n\x07\x65nabled\x18\x06 \x01(\x08\x12.\n\nexpires_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x63ustomer\x18\x08 \x01(\t\x12\x0e\n\x06remark\x18\t \x01(\t\x12.\n\ncreated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0clast_used_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x0c \x01(\x03\x12\x1d\n\x10max_amount_nanos\x18\r \x01(\x03H\x00\x88\x01\x01\x12\x31\n\x0b\x62udget_mode\x18\x0e \x01(\x0e\x32\x1c.gateway.admin.v1.BudgetMode\x12\x1a\n\x12\x61mount_spent_nanos\x18\x0f \x01(\x03\x12\x12\n\nheld_nanos\x18\x10 \x01(\x03\x12\x1c\n\x0fremaining_nanos\x18\x11 \x01(\x03H\x01\x88\x01\x01\x12\x15\n\rprompt_tokens\x18\x12 \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x13 \x01(\x03\x12\x15\n\rrequest_count\x18\x14 \x01(\x03\x12-\n\x06status\x18\x15 \x01(\x0e\x32\x1d.gateway.admin.v1.TokenStatusB\x13\n\x11_max_amount_nanosB\x12\n\x10_remaining_nanos\"r\n\x12\x43reateTokenRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12&\n\x05token\x18\x02 \x01(\x0b\x32\x17.gateway.admin.v1.Token\x12\x0e\n\x06secret\x18\x03 \x01(\t\x12\x10\n\x08\x64isabled\x18\x04 \x01(\x08\"_\n\x13\x43reateTokenResponse\x12&\n\x05token\x18\x01 \x01(\x0b\x32\x17.gateway.admin.v1.Token\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\x10\n\x08warnings\x18\x03 \x03(\t\"\x1d\n\x0fGetTokenRequest\x12\n\n\x02id\x18\x01 \x01(\x03\":\n\x10GetTokenResponse\x12&\n\x05token\x18\x01 \x01(\x0b\x32\x17.gateway.admin.v1.Token\"c\n\x11ListTokensRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x15\n\rname_contains\x18\x03 \x01(\t\x12\x10\n\x08\x63ustomer\x18\x04 \x01(\t\"V\n\x12ListTokensResponse\x12\'\n\x06tokens\x18\x01 \x03(\x0b\x32\x17.gateway.admin.v1.Token\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"m\n\x12UpdateTokenRequest\x12&\n\x05token\x18\x01 \x01(\x0b\x32\x17.gateway.admin.v1.Token\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"O\n\x13UpdateTokenResponse\x12&\n\x05token\x18\x01 \x01(\x0b\x32\x17.gateway.admin.v1.Token\x12\x10\n\x08warnings\x18\x02 \x03(\t\"F\n\x16SetTokenEnabledRequest\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x14\n\x07\x65nabled\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\n\n\x08_enabled\"A\n\x17SetTokenEnabledResponse\x12&\n\x05token\x18\x01 \x01(\x0b\x32\x17.gateway.admin.v1.Token\"4\n\x12RotateTokenRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\x03\"M\n\x13RotateTokenResponse\x12&\n\x05token\x18\x01 \x01(\x0b\x32\x17.gateway.admin.v1.Token\x12\x0e\n\x06secret\x18\x02 \x01(\t\"I\n\x11TopUpTokenRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\x03\x12\x14\n\x0c\x61mount_nanos\x18\x03 \x01(\x03\"<\n\x12TopUpTokenResponse\x12&\n\x05token\x18\x01 \x01(\x0b\x32\x17.gateway.admin.v1.Token\" \n\x12\x44\x65leteTokenRequest\x12\n\n\x02id\x18\x01 \x01(\x03\"\x15\n\x13\x44\x65leteTokenResponse*W\n\nBudgetMode\x12\x1b\n\x17\x42UDGET_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x42UDGET_MODE_STRICT\x10\x01\x12\x14\n\x10\x42UDGET_MODE_SOFT\x10\x02*\x95\x01\n\x0bTokenStatus\x12\x1c\n\x18TOKEN_STATUS_UNSPECIFIED\x10\x00\x12\x17\n\x13TOKEN_STATUS_ACTIVE\x10\x01\x12\x19\n\x15TOKEN_STATUS_DISABLED\x10\x02\x12\x18\n\x14TOKEN_STATUS_EXPIRED\x10\x03\x12\x1a\n\x16TOKEN_STATUS_EXHAUSTED\x10\x04\x32\xeb\x05\n\x0cTokenService\x12Z\n\x0b\x43reateToken\x12$.gateway.admin.v1.CreateTokenRequest\x1a%.gateway.admin.v1.CreateTokenResponse\x12Q\n\x08GetToken\x12!.gateway.admin.v1.GetTokenRequest\x1a\".gateway.admin.v1.GetTokenResponse\x12W\n\nListTokens\x12#.gateway.admin.v1.ListTokensRequest\x1a$.gateway.admin.v1.ListTokensResponse\x12Z\n\x0bUpdateToken\x12$.gateway.admin.v1.UpdateTokenRequest\x1a%.gateway.admin.v1.UpdateTokenResponse\x12\x66\n\x0fSetTokenEnabled\x12(.gateway.admin.v1.SetTokenEnabledRequest\x1a).gateway.admin.v1.SetTokenEnabledResponse\x12Z\n\x0bRotateToken\x12$.gateway.admin.v1.RotateTokenRequest\x1a%.gateway.admin.v1.RotateTokenResponse\x12W\n\nTopUpToken\x12#.gateway.admin.v1.TopUpTokenRequest\x1a$.gateway.admin.v1.TopUpTokenResponse\x12Z\n\x0b\x44\x65leteToken\x12$.gateway.admin.v1.DeleteTokenRequest\x1a%.gateway.admin.v1.DeleteTokenResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#gateway/stubs/admin/v1/tokens.proto\x12\x10gateway.admin.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x87\x08\n\x05Token\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0c\x64isplay_hint\x18\x03 \x01(\t\x12\x0c\n\x04weak\x18\x04 \x01(\x08\x12\x16\n\x0e\x61llowed_models\x18\x05 \x03(\t\x12\x0f\n\x07\x65nabled\x18\x06 \x01(\x08\x12.\n\nexpires_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x63ustomer\x18\x08 \x01(\t\x12\x0e\n\x06remark\x18\t \x01(\t\x12.\n\ncreated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0clast_used_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x0c \x01(\x03\x12\x1d\n\x10max_amount_nanos\x18\r \x01(\x03H\x00\x88\x01\x01\x12\x31\n\x0b\x62udget_mode\x18\x0e \x01(\x0e\x32\x1c.gateway.admin.v1.BudgetMode\x12\x1a\n\x12\x61mount_spent_nanos\x18\x0f \x01(\x03\x12\x12\n\nheld_nanos\x18\x10 \x01(\x03\x12\x1c\n\x0fremaining_nanos\x18\x11 \x01(\x03H\x01\x88\x01\x01\x12\x15\n\rprompt_tokens\x18\x12 \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x13 \x01(\x03\x12\x15\n\rrequest_count\x18\x14 \x01(\x03\x12-\n\x06status\x18\x15 \x01(\x0e\x32\x1d.gateway.admin.v1.TokenStatus\x12\x35\n\rbudget_period\x18\x16 \x01(\x0e\x32\x1e.gateway.admin.v1.BudgetPeriod\x12 \n\x13requests_per_minute\x18\x17 \x01(\x03H\x02\x88\x01\x01\x12\x1e\n\x11tokens_per_minute\x18\x18 \x01(\x03H\x03\x88\x01\x01\x12\"\n\x15max_parallel_requests\x18\x19 \x01(\x03H\x04\x88\x01\x01\x12\x13\n\x0b\x61llowed_ips\x18\x1a \x03(\t\x12-\n\tresets_at\x18\x1b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12period_spent_nanos\x18\x1c \x01(\x03\x12\x12\n\nopen_calls\x18\x1d \x01(\x03\x12\x38\n\x14previous_valid_until\x18\x1e \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x13\n\x11_max_amount_nanosB\x12\n\x10_remaining_nanosB\x16\n\x14_requests_per_minuteB\x14\n\x12_tokens_per_minuteB\x18\n\x16_max_parallel_requests\"r\n\x12\x43reateTokenRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12&\n\x05token\x18\x02 \x01(\x0b\x32\x17.gateway.admin.v1.Token\x12\x0e\n\x06secret\x18\x03 \x01(\t\x12\x10\n\x08\x64isabled\x18\x04 \x01(\x08\"_\n\x13\x43reateTokenResponse\x12&\n\x05token\x18\x01 \x01(\x0b\x32\x17.gateway.admin.v1.Token\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\x10\n\x08warnings\x18\x03 \x03(\t\"\x1d\n\x0fGetTokenRequest\x12\n\n\x02id\x18\x01 \x01(\x03\":\n\x10GetTokenResponse\x12&\n\x05token\x18\x01 \x01(\x0b\x32\x17.gateway.admin.v1.Token\"c\n\x11ListTokensRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x15\n\rname_contains\x18\x03 \x01(\t\x12\x10\n\x08\x63ustomer\x18\x04 \x01(\t\"V\n\x12ListTokensResponse\x12\'\n\x06tokens\x18\x01 \x03(\x0b\x32\x17.gateway.admin.v1.Token\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"m\n\x12UpdateTokenRequest\x12&\n\x05token\x18\x01 \x01(\x0b\x32\x17.gateway.admin.v1.Token\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"O\n\x13UpdateTokenResponse\x12&\n\x05token\x18\x01 \x01(\x0b\x32\x17.gateway.admin.v1.Token\x12\x10\n\x08warnings\x18\x02 \x03(\t\"F\n\x16SetTokenEnabledRequest\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x14\n\x07\x65nabled\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\n\n\x08_enabled\"A\n\x17SetTokenEnabledResponse\x12&\n\x05token\x18\x01 \x01(\x0b\x32\x17.gateway.admin.v1.Token\"K\n\x12RotateTokenRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\x03\x12\x15\n\rgrace_seconds\x18\x03 \x01(\x03\"M\n\x13RotateTokenResponse\x12&\n\x05token\x18\x01 \x01(\x0b\x32\x17.gateway.admin.v1.Token\x12\x0e\n\x06secret\x18\x02 \x01(\t\"I\n\x11TopUpTokenRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\x03\x12\x14\n\x0c\x61mount_nanos\x18\x03 \x01(\x03\"M\n\x12TopUpTokenResponse\x12&\n\x05token\x18\x01 \x01(\x0b\x32\x17.gateway.admin.v1.Token\x12\x0f\n\x07revived\x18\x02 \x01(\x08\" \n\x12\x44\x65leteTokenRequest\x12\n\n\x02id\x18\x01 \x01(\x03\"\x15\n\x13\x44\x65leteTokenResponse*W\n\nBudgetMode\x12\x1b\n\x17\x42UDGET_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x42UDGET_MODE_STRICT\x10\x01\x12\x14\n\x10\x42UDGET_MODE_SOFT\x10\x02*\x94\x01\n\x0c\x42udgetPeriod\x12\x1d\n\x19\x42UDGET_PERIOD_UNSPECIFIED\x10\x00\x12\x17\n\x13\x42UDGET_PERIOD_TOTAL\x10\x01\x12\x17\n\x13\x42UDGET_PERIOD_DAILY\x10\x02\x12\x18\n\x14\x42UDGET_PERIOD_WEEKLY\x10\x03\x12\x19\n\x15\x42UDGET_PERIOD_MONTHLY\x10\x04*\x95\x01\n\x0bTokenStatus\x12\x1c\n\x18TOKEN_STATUS_UNSPECIFIED\x10\x00\x12\x17\n\x13TOKEN_STATUS_ACTIVE\x10\x01\x12\x19\n\x15TOKEN_STATUS_DISABLED\x10\x02\x12\x18\n\x14TOKEN_STATUS_EXPIRED\x10\x03\x12\x1a\n\x16TOKEN_STATUS_EXHAUSTED\x10\x04\x32\xeb\x05\n\x0cTokenService\x12Z\n\x0b\x43reateToken\x12$.gateway.admin.v1.CreateTokenRequest\x1a%.gateway.admin.v1.CreateTokenResponse\x12Q\n\x08GetToken\x12!.gateway.admin.v1.GetTokenRequest\x1a\".gateway.admin.v1.GetTokenResponse\x12W\n\nListTokens\x12#.gateway.admin.v1.ListTokensRequest\x1a$.gateway.admin.v1.ListTokensResponse\x12Z\n\x0bUpdateToken\x12$.gateway.admin.v1.UpdateTokenRequest\x1a%.gateway.admin.v1.UpdateTokenResponse\x12\x66\n\x0fSetTokenEnabled\x12(.gateway.admin.v1.SetTokenEnabledRequest\x1a).gateway.admin.v1.SetTokenEnabledResponse\x12Z\n\x0bRotateToken\x12$.gateway.admin.v1.RotateTokenRequest\x1a%.gateway.admin.v1.RotateTokenResponse\x12W\n\nTopUpToken\x12#.gateway.admin.v1.TopUpTokenRequest\x1a$.gateway.admin.v1.TopUpTokenResponse\x12Z\n\x0b\x44\x65leteToken\x12$.gateway.admin.v1.DeleteTokenRequest\x1a%.gateway.admin.v1.DeleteTokenResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gateway.stubs.admin.v1.tokens_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BUDGETMODE']._serialized_start=1906
-  _globals['_BUDGETMODE']._serialized_end=1993
-  _globals['_TOKENSTATUS']._serialized_start=1996
-  _globals['_TOKENSTATUS']._serialized_end=2145
+  _globals['_BUDGETMODE']._serialized_start=2349
+  _globals['_BUDGETMODE']._serialized_end=2436
+  _globals['_BUDGETPERIOD']._serialized_start=2439
+  _globals['_BUDGETPERIOD']._serialized_end=2587
+  _globals['_TOKENSTATUS']._serialized_start=2590
+  _globals['_TOKENSTATUS']._serialized_end=2739
   _globals['_TOKEN']._serialized_start=125
-  _globals['_TOKEN']._serialized_end=753
-  _globals['_CREATETOKENREQUEST']._serialized_start=755
-  _globals['_CREATETOKENREQUEST']._serialized_end=869
-  _globals['_CREATETOKENRESPONSE']._serialized_start=871
-  _globals['_CREATETOKENRESPONSE']._serialized_end=966
-  _globals['_GETTOKENREQUEST']._serialized_start=968
-  _globals['_GETTOKENREQUEST']._serialized_end=997
-  _globals['_GETTOKENRESPONSE']._serialized_start=999
-  _globals['_GETTOKENRESPONSE']._serialized_end=1057
-  _globals['_LISTTOKENSREQUEST']._serialized_start=1059
-  _globals['_LISTTOKENSREQUEST']._serialized_end=1158
-  _globals['_LISTTOKENSRESPONSE']._serialized_start=1160
-  _globals['_LISTTOKENSRESPONSE']._serialized_end=1246
-  _globals['_UPDATETOKENREQUEST']._serialized_start=1248
-  _globals['_UPDATETOKENREQUEST']._serialized_end=1357
-  _globals['_UPDATETOKENRESPONSE']._serialized_start=1359
-  _globals['_UPDATETOKENRESPONSE']._serialized_end=1438
-  _globals['_SETTOKENENABLEDREQUEST']._serialized_start=1440
-  _globals['_SETTOKENENABLEDREQUEST']._serialized_end=1510
-  _globals['_SETTOKENENABLEDRESPONSE']._serialized_start=1512
-  _globals['_SETTOKENENABLEDRESPONSE']._serialized_end=1577
-  _globals['_ROTATETOKENREQUEST']._serialized_start=1579
-  _globals['_ROTATETOKENREQUEST']._serialized_end=1631
-  _globals['_ROTATETOKENRESPONSE']._serialized_start=1633
-  _globals['_ROTATETOKENRESPONSE']._serialized_end=1710
-  _globals['_TOPUPTOKENREQUEST']._serialized_start=1712
-  _globals['_TOPUPTOKENREQUEST']._serialized_end=1785
-  _globals['_TOPUPTOKENRESPONSE']._serialized_start=1787
-  _globals['_TOPUPTOKENRESPONSE']._serialized_end=1847
-  _globals['_DELETETOKENREQUEST']._serialized_start=1849
-  _globals['_DELETETOKENREQUEST']._serialized_end=1881
-  _globals['_DELETETOKENRESPONSE']._serialized_start=1883
-  _globals['_DELETETOKENRESPONSE']._serialized_end=1904
-  _globals['_TOKENSERVICE']._serialized_start=2148
-  _globals['_TOKENSERVICE']._serialized_end=2895
+  _globals['_TOKEN']._serialized_end=1156
+  _globals['_CREATETOKENREQUEST']._serialized_start=1158
+  _globals['_CREATETOKENREQUEST']._serialized_end=1272
+  _globals['_CREATETOKENRESPONSE']._serialized_start=1274
+  _globals['_CREATETOKENRESPONSE']._serialized_end=1369
+  _globals['_GETTOKENREQUEST']._serialized_start=1371
+  _globals['_GETTOKENREQUEST']._serialized_end=1400
+  _globals['_GETTOKENRESPONSE']._serialized_start=1402
+  _globals['_GETTOKENRESPONSE']._serialized_end=1460
+  _globals['_LISTTOKENSREQUEST']._serialized_start=1462
+  _globals['_LISTTOKENSREQUEST']._serialized_end=1561
+  _globals['_LISTTOKENSRESPONSE']._serialized_start=1563
+  _globals['_LISTTOKENSRESPONSE']._serialized_end=1649
+  _globals['_UPDATETOKENREQUEST']._serialized_start=1651
+  _globals['_UPDATETOKENREQUEST']._serialized_end=1760
+  _globals['_UPDATETOKENRESPONSE']._serialized_start=1762
+  _globals['_UPDATETOKENRESPONSE']._serialized_end=1841
+  _globals['_SETTOKENENABLEDREQUEST']._serialized_start=1843
+  _globals['_SETTOKENENABLEDREQUEST']._serialized_end=1913
+  _globals['_SETTOKENENABLEDRESPONSE']._serialized_start=1915
+  _globals['_SETTOKENENABLEDRESPONSE']._serialized_end=1980
+  _globals['_ROTATETOKENREQUEST']._serialized_start=1982
+  _globals['_ROTATETOKENREQUEST']._serialized_end=2057
+  _globals['_ROTATETOKENRESPONSE']._serialized_start=2059
+  _globals['_ROTATETOKENRESPONSE']._serialized_end=2136
+  _globals['_TOPUPTOKENREQUEST']._serialized_start=2138
+  _globals['_TOPUPTOKENREQUEST']._serialized_end=2211
+  _globals['_TOPUPTOKENRESPONSE']._serialized_start=2213
+  _globals['_TOPUPTOKENRESPONSE']._serialized_end=2290
+  _globals['_DELETETOKENREQUEST']._serialized_start=2292
+  _globals['_DELETETOKENREQUEST']._serialized_end=2324
+  _globals['_DELETETOKENRESPONSE']._serialized_start=2326
+  _globals['_DELETETOKENRESPONSE']._serialized_end=2347
+  _globals['_TOKENSERVICE']._serialized_start=2742
+  _globals['_TOKENSERVICE']._serialized_end=3489
 # @@protoc_insertion_point(module_scope)

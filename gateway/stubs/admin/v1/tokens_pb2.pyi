@@ -45,6 +45,38 @@ BUDGET_MODE_SOFT: BudgetMode.ValueType  # 2
 """A call passes while money is left and is charged afterwards: the budget may be exceeded by the calls in flight."""
 Global___BudgetMode: _TypeAlias = BudgetMode  # noqa: Y015
 
+class _BudgetPeriod:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BudgetPeriodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BudgetPeriod.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BUDGET_PERIOD_UNSPECIFIED: _BudgetPeriod.ValueType  # 0
+    """Not set: total."""
+    BUDGET_PERIOD_TOTAL: _BudgetPeriod.ValueType  # 1
+    """Never."""
+    BUDGET_PERIOD_DAILY: _BudgetPeriod.ValueType  # 2
+    """At midnight."""
+    BUDGET_PERIOD_WEEKLY: _BudgetPeriod.ValueType  # 3
+    """At midnight before Monday."""
+    BUDGET_PERIOD_MONTHLY: _BudgetPeriod.ValueType  # 4
+    """At midnight before the first of a month."""
+
+class BudgetPeriod(_BudgetPeriod, metaclass=_BudgetPeriodEnumTypeWrapper):
+    """How often a budget starts anew, by the clock of UTC."""
+
+BUDGET_PERIOD_UNSPECIFIED: BudgetPeriod.ValueType  # 0
+"""Not set: total."""
+BUDGET_PERIOD_TOTAL: BudgetPeriod.ValueType  # 1
+"""Never."""
+BUDGET_PERIOD_DAILY: BudgetPeriod.ValueType  # 2
+"""At midnight."""
+BUDGET_PERIOD_WEEKLY: BudgetPeriod.ValueType  # 3
+"""At midnight before Monday."""
+BUDGET_PERIOD_MONTHLY: BudgetPeriod.ValueType  # 4
+"""At midnight before the first of a month."""
+Global___BudgetPeriod: _TypeAlias = BudgetPeriod  # noqa: Y015
+
 class _TokenStatus:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -104,6 +136,15 @@ class Token(_message.Message):
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     REQUEST_COUNT_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    BUDGET_PERIOD_FIELD_NUMBER: _builtins.int
+    REQUESTS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    MAX_PARALLEL_REQUESTS_FIELD_NUMBER: _builtins.int
+    ALLOWED_IPS_FIELD_NUMBER: _builtins.int
+    RESETS_AT_FIELD_NUMBER: _builtins.int
+    PERIOD_SPENT_NANOS_FIELD_NUMBER: _builtins.int
+    OPEN_CALLS_FIELD_NUMBER: _builtins.int
+    PREVIOUS_VALID_UNTIL_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Its id."""
     name: _builtins.str
@@ -129,7 +170,7 @@ class Token(_message.Message):
     held_nanos: _builtins.int
     """The money that calls in flight hold."""
     remaining_nanos: _builtins.int
-    """What is left of the budget, in all; absent: no budget."""
+    """What is left of the budget, in all, in this period; absent: no budget."""
     prompt_tokens: _builtins.int
     """Tokens read by models."""
     completion_tokens: _builtins.int
@@ -138,6 +179,18 @@ class Token(_message.Message):
     """Calls settled."""
     status: Global___TokenStatus.ValueType
     """What it can do at this moment."""
+    budget_period: Global___BudgetPeriod.ValueType
+    """How often the budget starts anew."""
+    requests_per_minute: _builtins.int
+    """Calls that may be admitted in a minute of UTC, 0 to 2,147,483,647; absent: any number. 0 lets nothing pass."""
+    tokens_per_minute: _builtins.int
+    """Tokens that may be used in a minute of UTC, 0 to 2,147,483,647; absent: any number. 0 lets nothing pass."""
+    max_parallel_requests: _builtins.int
+    """Calls that may be open at once, 0 to 2,147,483,647; absent: any number. 0 lets nothing pass."""
+    period_spent_nanos: _builtins.int
+    """The money spent in this period; all that was spent where there are no periods."""
+    open_calls: _builtins.int
+    """Calls that are open."""
     @_builtins.property
     def allowed_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The names of models that it opens, `*` as a wildcard; empty: all."""
@@ -153,6 +206,18 @@ class Token(_message.Message):
     @_builtins.property
     def last_used_at(self) -> _timestamp_pb2.Timestamp:
         """When it last made a call; absent: never."""
+
+    @_builtins.property
+    def allowed_ips(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The addresses (`192.0.2.7`) and networks (`10.0.0.0/8`, `2001:db8::/32`) that it may be used from, at most 100; empty: all."""
+
+    @_builtins.property
+    def resets_at(self) -> _timestamp_pb2.Timestamp:
+        """When the budget starts anew; absent: never by itself."""
+
+    @_builtins.property
+    def previous_valid_until(self) -> _timestamp_pb2.Timestamp:
+        """Until when the secret before this one works too; absent: it does not."""
 
     def __init__(
         self,
@@ -178,19 +243,40 @@ class Token(_message.Message):
         completion_tokens: _builtins.int = ...,
         request_count: _builtins.int = ...,
         status: Global___TokenStatus.ValueType = ...,
+        budget_period: Global___BudgetPeriod.ValueType = ...,
+        requests_per_minute: _builtins.int | None = ...,
+        tokens_per_minute: _builtins.int | None = ...,
+        max_parallel_requests: _builtins.int | None = ...,
+        allowed_ips: _abc.Iterable[_builtins.str] | None = ...,
+        resets_at: _timestamp_pb2.Timestamp | None = ...,
+        period_spent_nanos: _builtins.int = ...,
+        open_calls: _builtins.int = ...,
+        previous_valid_until: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_amount_nanos", b"_max_amount_nanos", "_remaining_nanos", b"_remaining_nanos", "created_at", b"created_at", "expires_at", b"expires_at", "last_used_at", b"last_used_at", "max_amount_nanos", b"max_amount_nanos", "remaining_nanos", b"remaining_nanos"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_amount_nanos", b"_max_amount_nanos", "_max_parallel_requests", b"_max_parallel_requests", "_remaining_nanos", b"_remaining_nanos", "_requests_per_minute", b"_requests_per_minute", "_tokens_per_minute", b"_tokens_per_minute", "created_at", b"created_at", "expires_at", b"expires_at", "last_used_at", b"last_used_at", "max_amount_nanos", b"max_amount_nanos", "max_parallel_requests", b"max_parallel_requests", "previous_valid_until", b"previous_valid_until", "remaining_nanos", b"remaining_nanos", "requests_per_minute", b"requests_per_minute", "resets_at", b"resets_at", "tokens_per_minute", b"tokens_per_minute"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_amount_nanos", b"_max_amount_nanos", "_remaining_nanos", b"_remaining_nanos", "allowed_models", b"allowed_models", "amount_spent_nanos", b"amount_spent_nanos", "budget_mode", b"budget_mode", "completion_tokens", b"completion_tokens", "created_at", b"created_at", "customer", b"customer", "display_hint", b"display_hint", "enabled", b"enabled", "expires_at", b"expires_at", "held_nanos", b"held_nanos", "id", b"id", "last_used_at", b"last_used_at", "max_amount_nanos", b"max_amount_nanos", "name", b"name", "prompt_tokens", b"prompt_tokens", "remaining_nanos", b"remaining_nanos", "remark", b"remark", "request_count", b"request_count", "status", b"status", "version", b"version", "weak", b"weak"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_amount_nanos", b"_max_amount_nanos", "_max_parallel_requests", b"_max_parallel_requests", "_remaining_nanos", b"_remaining_nanos", "_requests_per_minute", b"_requests_per_minute", "_tokens_per_minute", b"_tokens_per_minute", "allowed_ips", b"allowed_ips", "allowed_models", b"allowed_models", "amount_spent_nanos", b"amount_spent_nanos", "budget_mode", b"budget_mode", "budget_period", b"budget_period", "completion_tokens", b"completion_tokens", "created_at", b"created_at", "customer", b"customer", "display_hint", b"display_hint", "enabled", b"enabled", "expires_at", b"expires_at", "held_nanos", b"held_nanos", "id", b"id", "last_used_at", b"last_used_at", "max_amount_nanos", b"max_amount_nanos", "max_parallel_requests", b"max_parallel_requests", "name", b"name", "open_calls", b"open_calls", "period_spent_nanos", b"period_spent_nanos", "previous_valid_until", b"previous_valid_until", "prompt_tokens", b"prompt_tokens", "remaining_nanos", b"remaining_nanos", "remark", b"remark", "request_count", b"request_count", "requests_per_minute", b"requests_per_minute", "resets_at", b"resets_at", "status", b"status", "tokens_per_minute", b"tokens_per_minute", "version", b"version", "weak", b"weak"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_amount_nanos: _TypeAlias = _typing.Literal["max_amount_nanos"]  # noqa: Y015
     _WhichOneofArgType__max_amount_nanos: _TypeAlias = _typing.Literal["_max_amount_nanos", b"_max_amount_nanos"]  # noqa: Y015
+    _WhichOneofReturnType__max_parallel_requests: _TypeAlias = _typing.Literal["max_parallel_requests"]  # noqa: Y015
+    _WhichOneofArgType__max_parallel_requests: _TypeAlias = _typing.Literal["_max_parallel_requests", b"_max_parallel_requests"]  # noqa: Y015
     _WhichOneofReturnType__remaining_nanos: _TypeAlias = _typing.Literal["remaining_nanos"]  # noqa: Y015
     _WhichOneofArgType__remaining_nanos: _TypeAlias = _typing.Literal["_remaining_nanos", b"_remaining_nanos"]  # noqa: Y015
+    _WhichOneofReturnType__requests_per_minute: _TypeAlias = _typing.Literal["requests_per_minute"]  # noqa: Y015
+    _WhichOneofArgType__requests_per_minute: _TypeAlias = _typing.Literal["_requests_per_minute", b"_requests_per_minute"]  # noqa: Y015
+    _WhichOneofReturnType__tokens_per_minute: _TypeAlias = _typing.Literal["tokens_per_minute"]  # noqa: Y015
+    _WhichOneofArgType__tokens_per_minute: _TypeAlias = _typing.Literal["_tokens_per_minute", b"_tokens_per_minute"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_amount_nanos) -> _WhichOneofReturnType__max_amount_nanos | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_parallel_requests) -> _WhichOneofReturnType__max_parallel_requests | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__remaining_nanos) -> _WhichOneofReturnType__remaining_nanos | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__requests_per_minute) -> _WhichOneofReturnType__requests_per_minute | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tokens_per_minute) -> _WhichOneofReturnType__tokens_per_minute | None: ...
 
 Global___Token: _TypeAlias = Token  # noqa: Y015
 
@@ -212,7 +298,9 @@ class CreateTokenRequest(_message.Message):
     """Makes a token that is switched off."""
     @_builtins.property
     def token(self) -> Global___Token:
-        """What is wanted: name, allowed_models, expires_at, customer, remark, max_amount_nanos, budget_mode; other fields are refused."""
+        """What is wanted: name, allowed_models, allowed_ips, expires_at, customer, remark, max_amount_nanos, budget_mode, budget_period,
+        requests_per_minute, tokens_per_minute, max_parallel_requests; other fields are refused.
+        """
 
     def __init__(
         self,
@@ -386,8 +474,9 @@ class UpdateTokenRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """The fields to change, of: name, allowed_models, enabled, expires_at, customer, remark, max_amount_nanos, budget_mode. One that
-        is named and absent in `token` is cleared.
+        """The fields to change, of: name, allowed_models, allowed_ips, enabled, expires_at, customer, remark, max_amount_nanos,
+        budget_mode, budget_period, requests_per_minute, tokens_per_minute, max_parallel_requests. One that is named and absent in
+        `token` is cleared: a limit that is cleared is none.
         """
 
     def __init__(
@@ -494,19 +583,25 @@ class RotateTokenRequest(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     ID_FIELD_NUMBER: _builtins.int
+    GRACE_SECONDS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """A UUID by which a repeat is known; empty: repeats are not known."""
     id: _builtins.int
     """The token's id."""
+    grace_seconds: _builtins.int
+    """For how many seconds the secret of now works on beside the new one, 0 to 604,800; 0: not at all. One that still worked on from
+    an earlier rotation is dead at once either way.
+    """
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         id: _builtins.int = ...,
+        grace_seconds: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grace_seconds", b"grace_seconds", "id", b"id", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -577,6 +672,9 @@ class TopUpTokenResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TOKEN_FIELD_NUMBER: _builtins.int
+    REVIVED_FIELD_NUMBER: _builtins.int
+    revived: _builtins.bool
+    """Whether the token's budget was spent and is not any more; false for a repeat."""
     @_builtins.property
     def token(self) -> Global___Token:
         """The token."""
@@ -585,10 +683,11 @@ class TopUpTokenResponse(_message.Message):
         self,
         *,
         token: Global___Token | None = ...,
+        revived: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revived", b"revived", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

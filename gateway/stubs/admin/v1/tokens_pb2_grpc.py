@@ -120,7 +120,8 @@ class TokenServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RotateToken(self, request, context):
-        """Gives a token a new secret; the old one is dead at once. The same request_id again changes nothing more and tells no secret.
+        """Gives a token a new secret; the old one is dead at once, or works on for the grace time that is given. The same request_id again
+        changes nothing more and tells no secret.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -48,7 +48,9 @@ class TokenServiceStub:
     SetTokenEnabled: _grpc.UnaryUnaryMultiCallable[_tokens_pb2.SetTokenEnabledRequest, _tokens_pb2.SetTokenEnabledResponse]
     """Switches a token on or off. Harmless to repeat where `enabled` is given."""
     RotateToken: _grpc.UnaryUnaryMultiCallable[_tokens_pb2.RotateTokenRequest, _tokens_pb2.RotateTokenResponse]
-    """Gives a token a new secret; the old one is dead at once. The same request_id again changes nothing more and tells no secret."""
+    """Gives a token a new secret; the old one is dead at once, or works on for the grace time that is given. The same request_id again
+    changes nothing more and tells no secret.
+    """
     TopUpToken: _grpc.UnaryUnaryMultiCallable[_tokens_pb2.TopUpTokenRequest, _tokens_pb2.TopUpTokenResponse]
     """Raises a token's budget. The same request_id again changes nothing more. Error: `FAILED_PRECONDITION` for a token without one."""
     DeleteToken: _grpc.UnaryUnaryMultiCallable[_tokens_pb2.DeleteTokenRequest, _tokens_pb2.DeleteTokenResponse]
@@ -74,7 +76,9 @@ class TokenServiceAsyncStub(TokenServiceStub):
     SetTokenEnabled: _aio.UnaryUnaryMultiCallable[_tokens_pb2.SetTokenEnabledRequest, _tokens_pb2.SetTokenEnabledResponse]  # type: ignore[assignment]
     """Switches a token on or off. Harmless to repeat where `enabled` is given."""
     RotateToken: _aio.UnaryUnaryMultiCallable[_tokens_pb2.RotateTokenRequest, _tokens_pb2.RotateTokenResponse]  # type: ignore[assignment]
-    """Gives a token a new secret; the old one is dead at once. The same request_id again changes nothing more and tells no secret."""
+    """Gives a token a new secret; the old one is dead at once, or works on for the grace time that is given. The same request_id again
+    changes nothing more and tells no secret.
+    """
     TopUpToken: _aio.UnaryUnaryMultiCallable[_tokens_pb2.TopUpTokenRequest, _tokens_pb2.TopUpTokenResponse]  # type: ignore[assignment]
     """Raises a token's budget. The same request_id again changes nothing more. Error: `FAILED_PRECONDITION` for a token without one."""
     DeleteToken: _aio.UnaryUnaryMultiCallable[_tokens_pb2.DeleteTokenRequest, _tokens_pb2.DeleteTokenResponse]  # type: ignore[assignment]
@@ -133,7 +137,9 @@ class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tokens_pb2.RotateTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_tokens_pb2.RotateTokenResponse, _abc.Awaitable[_tokens_pb2.RotateTokenResponse]]:
-        """Gives a token a new secret; the old one is dead at once. The same request_id again changes nothing more and tells no secret."""
+        """Gives a token a new secret; the old one is dead at once, or works on for the grace time that is given. The same request_id again
+        changes nothing more and tells no secret.
+        """
 
     @_abc_1.abstractmethod
     def TopUpToken(
