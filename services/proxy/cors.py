@@ -16,7 +16,8 @@ MAX_AGE = 86_400
 EXPOSED = (
     "x-request-id, request-id, x-gateway-cost, x-gateway-provider, x-gateway-attempts, x-gateway-max-output-tokens, "
     "retry-after, retry-after-ms, x-should-retry, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
-    "x-ratelimit-reset-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
+    "x-ratelimit-reset-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens, "
+    "x-ratelimit-limit-parallel, x-ratelimit-remaining-parallel"
 )
 _VARY: Mapping[str, str] = {"Vary": "Origin"}
 _NAMES = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+(?:[ \t]*,[ \t]*[!#$%&'*+.^_`|~0-9A-Za-z-]+)*")

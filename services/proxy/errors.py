@@ -15,6 +15,7 @@ from typing import Literal
 from aiohttp import web
 
 from gateway import errors as fault
+from services.proxy.rate_headers import of_refusal
 
 SERVER_NAME = "gateway"
 UNKNOWN_TOKEN_TEXT = "The API key is not valid. Send a client token of this gateway as `Authorization: Bearer <token>`."  # noqa: S105 - a message
@@ -155,6 +156,8 @@ def answer(
         headers={"Content-Type": "application/json", "Server": SERVER_NAME},
     )
     response.headers.update(retry_headers(error))
+    if isinstance(error, fault.RateLimited):
+        response.headers.update(of_refusal(error))
     if request_id:
         response.headers["x-request-id"] = response.headers["request-id"] = request_id
     if headers:

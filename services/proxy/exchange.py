@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from gateway.money import to_units
+from services.proxy.rate_headers import of_limits
 from services.proxy.ticket import Ticket
 
 
@@ -43,6 +45,8 @@ class Exchange:
         """The headers of our own that the answer carries."""
         headers = {"x-request-id": self.request_id, "request-id": self.request_id}
         ticket = self.ticket
+        if ticket is not None and (rate_limits := ticket.grant.rate_limits):
+            headers |= of_limits(rate_limits, time.time())
         if ticket is not None and ticket.target is not None:
             headers["x-gateway-provider"] = ticket.target.provider.name
             headers["x-gateway-attempts"] = str(len(ticket.attempts))

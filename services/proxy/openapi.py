@@ -24,6 +24,27 @@ from services.proxy.openapi_parts import (
 _LIMIT: Schema = {"type": ["integer", "null"], "minimum": 1}
 
 
+_MOMENT: Schema = {"type": "string", "format": "date-time"}
+_A_MINUTE: Schema = {
+    **object_of({"limit": COUNT, "remaining": COUNT, "resets_at": _MOMENT}),
+    "type": ["object", "null"],
+    "description": "What is left in this minute; null: no limit.",
+}
+_PERIOD_AND_LIMITS: Mapping[str, Schema] = {
+    "resets_at": {"type": ["string", "null"], "format": "date-time"},
+    "budget_period": TEXT,
+    "limits": object_of(
+        {
+            "requests_per_minute": _A_MINUTE,
+            "tokens_per_minute": _A_MINUTE,
+            "max_parallel_requests": {
+                **object_of({"limit": COUNT, "remaining": COUNT}),
+                "type": ["object", "null"],
+                "description": "How many more may be open at once; null: no limit.",
+            },
+        }
+    ),
+}
 _SCHEMAS: Mapping[str, Schema] = {
     "Error": object_of(
         {
@@ -64,7 +85,14 @@ _SCHEMAS: Mapping[str, Schema] = {
     "Model": object_of({"id": TEXT, "object": {"const": "model"}, "created": {"type": "integer"}, "owned_by": TEXT}),
     "Models": object_of({"object": {"const": "list"}, "data": list_of(ref("Model"))}),
     "Balance": object_of(
-        {"amount_spent": MONEY, "max_amount": MONEY_OR_NONE, "remaining": MONEY_OR_NONE, "held": MONEY, "status": STATUS}
+        {
+            "amount_spent": MONEY,
+            "max_amount": MONEY_OR_NONE,
+            "remaining": MONEY_OR_NONE,
+            "held": MONEY,
+            **_PERIOD_AND_LIMITS,
+            "status": STATUS,
+        }
     ),
     "Usage": object_of(
         {
@@ -75,7 +103,7 @@ _SCHEMAS: Mapping[str, Schema] = {
             "max_amount": MONEY_OR_NONE,
             "remaining": MONEY_OR_NONE,
             "held": MONEY,
-            "resets_at": {"type": ["string", "null"], "format": "date-time"},
+            **_PERIOD_AND_LIMITS,
             "currency": TEXT,
             "status": STATUS,
             "models": list_of(object_of({"model": TEXT, "requests": COUNT, "total_tokens": COUNT, "amount_spent": MONEY})),

@@ -192,7 +192,7 @@ SCHEMAS: Mapping[str, Schema] = {
             "before": {},
             "after": {},
             "client_ip": TEXT,
-            "request_id": TEXT,
+            "request_id": _TEXT_OR_NONE,
         }
     ),
     "AuditRecords": _page_of("records", "AuditRecord"),

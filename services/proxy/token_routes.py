@@ -33,7 +33,7 @@ class TokenRoutes:
                 "max_amount": _optional(books, "max_amount_nanos"),
                 "remaining": _optional(books, "remaining_nanos"),
                 "held": to_json_number(books.held_nanos),
-                "resets_at": to_text(books.resets_at.ToDatetime()) if books.HasField("resets_at") else None,
+                **_limits(books),
                 "currency": CURRENCY,
                 "status": books.status,
                 "models": [
@@ -68,6 +68,7 @@ class TokenRoutes:
                 "max_amount": _optional(books, "max_amount_nanos"),
                 "remaining": _optional(books, "remaining_nanos"),
                 "held": to_json_number(books.held_nanos),
+                **_limits(books),
                 "status": books.status,
             }
         )
@@ -75,6 +76,25 @@ class TokenRoutes:
     async def _books(self, exchange: Exchange, *, details: bool) -> pb.GetTokenUsageResponse:
         token = client_token(exchange.request.headers)
         return await self._gate.usage(token, exchange.address, details=details)
+
+
+def _limits(books: pb.GetTokenUsageResponse) -> dict[str, Any]:
+    """When the budget starts anew, and the other limits: None for one that the token does not have."""
+    limits: dict[str, Any] = {"requests_per_minute": None, "tokens_per_minute": None, "max_parallel_requests": None}
+    for limit in books.rate_limits:
+        limits[limit.name] = {
+            "limit": limit.limit,
+            "remaining": limit.remaining,
+            "resets_at": to_text(limit.resets_at.ToDatetime()),
+        }
+    if books.HasField("max_parallel_requests"):
+        most = books.max_parallel_requests
+        limits["max_parallel_requests"] = {"limit": most, "remaining": max(0, most - books.open_calls)}
+    return {
+        "resets_at": to_text(books.resets_at.ToDatetime()) if books.HasField("resets_at") else None,
+        "budget_period": books.budget_period,
+        "limits": limits,
+    }
 
 
 def _optional(books: pb.GetTokenUsageResponse, field: Any) -> float | None:

@@ -19,11 +19,15 @@ from tests.clients.conftest import Installation
 def test_a_token_has_the_fields_and_values_that_the_http_api_gives_it() -> None:
     full = pb.Token(id=7, name="n", allowed_models=["a"], max_amount_nanos=5, status=pb.TOKEN_STATUS_ACTIVE, weak=True)
     full.expires_at.FromJsonString("2027-01-01T23:59:59.999999Z")
+    full.requests_per_minute, full.max_parallel_requests, full.allowed_ips[:] = 60, 0, ["192.0.2.7"]
+    full.resets_at.FromJsonString("2026-11-30T00:00:00Z")
     full.created_at.FromJsonString("2026-11-23T20:00:00Z")
     for token in (full, pb.Token(id=8, budget_mode=pb.BUDGET_MODE_SOFT, status=pb.TOKEN_STATUS_EXHAUSTED)):
         token.created_at.GetCurrentTime()
         if token.budget_mode == pb.BUDGET_MODE_UNSPECIFIED:
             token.budget_mode = pb.BUDGET_MODE_STRICT
+        if token.budget_period == pb.BUDGET_PERIOD_UNSPECIFIED:
+            token.budget_period = pb.BUDGET_PERIOD_WEEKLY
         assert wire.token_to_json(token) == admin_json.token_to_json(token)
 
 

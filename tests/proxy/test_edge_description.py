@@ -9,7 +9,7 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from gateway.stubs.admin.v1 import audit_pb2, requests_pb2, sessions_pb2, tokens_pb2
+from gateway.stubs.admin.v1 import audit_pb2, requests_pb2, sessions_pb2, tokens_pb2, usage_pb2
 from services.proxy import admin_json, admin_log, openapi, openapi_admin, routes
 from services.proxy.admin_http import AdminRoutes
 from services.proxy.dialects import openai
@@ -64,6 +64,7 @@ async def test_the_description_of_administration_names_each_route_of_its_door() 
         ("Token", admin_json.token_to_json(tokens_pb2.Token())),
         ("Session", admin_json.session_to_json(sessions_pb2.Session())),
         ("Call", admin_log.request_to_json(requests_pb2.RequestRecord())),
+        ("Customer", admin_json.customer_to_json(usage_pb2.CustomerUsage())),
         ("AuditRecord", admin_json.audit_to_json(audit_pb2.AuditRecord())),
     ],
 )
