@@ -64,6 +64,64 @@ def test_a_token_is_switched_topped_up_rotated_and_deleted(installation: Install
     assert gone.stderr.count("\n") == 1
 
 
+def test_limits_are_given_changed_one_by_one_and_taken_away(installation: Installation) -> None:
+    made = installation.answer(
+        *("token", "create", "--name", "limited", "--max-amount", "5", "--period", "daily", "--requests-per-minute", "60"),
+        *("--tokens-per-minute", "0", "--parallel", "5", "--ips", "192.0.2.7, 10.0.0.0/8"),
+    )
+    limits = {
+        "budget_period": "daily",
+        "requests_per_minute": 60,
+        "tokens_per_minute": 0,
+        "max_parallel_requests": 5,
+        "allowed_ips": ["192.0.2.7", "10.0.0.0/8"],
+    }
+    assert {name: made[name] for name in limits} == limits
+    text = installation.gateway("token", "show", "limited").stdout
+    assert "5.00 daily" in text and "10.0.0.0/8" in text and "starts anew" in text
+    changed = installation.answer("token", "update", "limited", "--requests-per-minute", "61", "--remark", "more")
+    assert {name: changed[name] for name in limits} == limits | {"requests_per_minute": 61}
+    assert (changed["remark"], changed["max_amount"]) == ("more", 5.0)
+    cleared = installation.answer(
+        *("token", "update", "limited", "--requests-per-minute", "none", "--tokens-per-minute", "none", "--parallel", "none"),
+        *("--ips", "", "--period", "total", "--max-amount", "none", "--budget-mode", "soft", "--expires-at", "2099-01-01"),
+    )
+    assert {name: cleared[name] for name in limits} == {**dict.fromkeys(limits), "budget_period": "total", "allowed_ips": []}
+    assert (cleared["max_amount"], cleared["budget_mode"], cleared["expires_at"][:10]) == (None, "soft", "2099-01-01")
+    assert installation.answer("token", "update", "limited", "--expires-at", "none")["expires_at"] is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--requests-per-minute", "many"),
+        ("--parallel", "-1"),
+        ("--tokens-per-minute", "2147483648"),
+        ("--ips", "example.org"),
+        ("--period", "yearly"),
+    ],
+)
+def test_what_is_no_change_is_refused_before_anything_happens(installation: Installation, options: tuple[str, ...]) -> None:
+    made = installation.answer("token", "create", "--name", "unchanged")
+    refused = installation.gateway("token", "update", str(made["id"]), *options, check=False)
+    assert refused.returncode == 2, refused.stderr
+    assert installation.answer("token", "show", str(made["id"]))["version"] == 1
+
+
+def test_a_rotation_with_a_grace_time_says_until_when_the_old_secret_works(installation: Installation) -> None:
+    installation.answer("token", "create", "--name", "graced")
+    assert "works until" in installation.gateway("token", "rotate", "graced", "--grace", "3600").stdout
+    assert installation.answer("token", "show", "graced")["previous_valid_until"] is not None
+    assert installation.gateway("token", "rotate", "graced", "--grace", "604801", check=False).returncode == 2
+
+
+def test_a_top_up_that_revives_a_token_says_so(installation: Installation) -> None:
+    installation.answer("token", "create", "--name", "spent", "--max-amount", "0")
+    assert "calls pass again" in installation.gateway("token", "topup", "spent", "1").stdout
+    assert installation.answer("token", "topup", "spent", "1")["revived"] is False
+
+
 def test_a_chosen_secret_comes_by_standard_input_and_never_in_the_arguments(installation: Installation) -> None:
     made = installation.answer("token", "create", "--name", "chosen", "--token-stdin", stdin="my-test-token-12345\n")
     assert made["token"] == "my-test-token-12345"

@@ -63,6 +63,8 @@ class FakeAuth:
         self.away = False
         self.hold_answers: asyncio.Event | None = None
         self.refusal: GatewayError | None = None
+        self.rate_limits: list[pb.RateLimit] = []
+        self.books = pb.GetTokenUsageResponse()
 
     async def validate(self, request: pb.ValidateTokenRequest, *, arrived: float) -> pb.Grant:
         if self.hold_answers is not None:
@@ -91,14 +93,16 @@ class FakeAuth:
         prices = [
             pb.CandidatePrice(provider=c.provider, model=c.model, price_id=1, rates_json=RATES) for c in request.candidates
         ]
-        return pb.Grant(token_id=7, max_output_tokens=self.limit, held_nanos=1, prices=prices)
+        return pb.Grant(token_id=7, max_output_tokens=self.limit, held_nanos=1, prices=prices, rate_limits=self.rate_limits)
 
     async def token_usage(self, token: str, client_ip: str, details: bool) -> pb.GetTokenUsageResponse:
         if token not in self.tokens:
             raise TokenUnknown("unknown")
-        return pb.GetTokenUsageResponse(
+        books = pb.GetTokenUsageResponse(
             token_id=7, status="active", prompt_tokens=3, completion_tokens=4, total_tokens=7, amount_spent_nanos=12_500_000_000
         )
+        books.MergeFrom(self.books)
+        return books
 
     async def list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
         if request.token not in self.tokens:
