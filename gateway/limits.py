@@ -61,6 +61,8 @@ class RateLimit:
 
 def period_start(period: str, now: datetime) -> str | None:
     """When the period began that `now` lies in; None: the budget has no periods."""
+    if period == Period.TOTAL:
+        return None
     day = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     match period:
         case Period.DAILY:
@@ -101,14 +103,19 @@ def rolled(period: str, started: str | None, spent_nanos: int, now: datetime) ->
 
 def enter_minute(window: Window, now: datetime) -> None:
     """Starts the counters anew where a new minute has begun, or where they are of a minute that no clock can be in yet."""
-    minute = minute_of(now)
-    if window.window_start is None or window.window_start < minute or window.window_start > to_text(now + MINUTE):
+    minute, ahead = _minutes(now)
+    if window.window_start is None or window.window_start < minute or window.window_start > ahead:
         window.window_start, window.window_requests, window.window_tokens = minute, 0, 0
 
 
 def minute_of(moment: datetime) -> str:
     """The start of a moment's minute, as the database keeps it."""
     return to_text(moment.replace(second=0, microsecond=0))
+
+
+@lru_cache(maxsize=8)  # the tokens of one batch have one now
+def _minutes(now: datetime) -> tuple[str, str]:
+    return minute_of(now), to_text(now + MINUTE)
 
 
 def refusal(window: Window, now: datetime) -> Refusal | None:
@@ -137,6 +144,8 @@ def expected_tokens(input_token_ceiling: int, output_limit: int | None, choices:
 
 def rate_limits(window: Window, now: datetime) -> list[RateLimit]:
     """The limits a minute that a token has, with what is left of each in this minute."""
+    if window.requests_per_minute is None and window.tokens_per_minute is None:
+        return []
     resets_at = _end_of(window, now)
     limits = (
         (REQUESTS, window.requests_per_minute, window.window_requests),

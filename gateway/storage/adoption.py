@@ -64,8 +64,12 @@ def _lock(db: Database, key: bytes, wanted: Collection[str] | None) -> list[int]
     db.serialize("adoption")  # two rows with one secret are adopted one after the other
     waited_for = [
         token_id
-        for token_id, token, token_hash in db.query(f"SELECT id, token, token_hash FROM client_tokens WHERE {INBOX}")
-        if token_hash in wanted or (isinstance(token, str) and tokens.hash_secret(key, token).hex() in wanted)
+        for token_id, token, token_hash, previous in db.query(
+            f"SELECT id, token, token_hash, previous_token_hash FROM client_tokens WHERE {INBOX}"
+        )
+        if token_hash in wanted
+        or previous in wanted
+        or (isinstance(token, str) and tokens.hash_secret(key, token).hex() in wanted)
     ]
     if waited_for:
         marks = ",".join("?" * len(waited_for))

@@ -24,13 +24,14 @@ from gateway.errors import (
     TokenUnknown,
 )
 from gateway.ids import uuid7_milliseconds
-from gateway.limits import expected_tokens, minute_of, rate_limits
+from gateway.limits import expected_tokens, rate_limits
 from gateway.quota import Grant, admit, judge
 from gateway.settlement import Charge, charge
 from gateway.storage.batch_rows import BatchRows, RequestRow, TokenRow, candidates_of, encode_candidates
 from gateway.storage.prices import PriceBook
 from gateway.usage import Outcome, Report, State
 
+_MINUTE = len("2026-11-25T13:37")  # of a moment as the database keeps it
 FINAL_AFTER_DAYS = 7  # a call that nobody reported for so long stays charged as it is, and its id is refused
 
 
@@ -92,7 +93,7 @@ class Batch:
         if row.state == State.ADMITTED:
             token.held_nanos -= row.held_nanos
             token.window.open_calls -= 1
-        if token.window.window_start == minute_of(datetime.fromisoformat(row.admitted_at)):
+        if token.window.window_start is not None and token.window.window_start[:_MINUTE] == row.admitted_at[:_MINUTE]:
             token.window.window_tokens += input_tokens + output_tokens - row.expected_tokens
         token.total_spent_nanos += added
         if token.period_start is None or row.admitted_at >= token.period_start:

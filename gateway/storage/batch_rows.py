@@ -48,15 +48,6 @@ class TokenRow(TokenState):
     deleted_at: str | None
     changed: bool = False
 
-    def hashes(self, now: str) -> list[str]:
-        """The hashes of the secrets that open it now."""
-        if self.deleted_at is not None:
-            return []
-        known = [] if self.token_hash is None else [self.token_hash]
-        if self.previous_token_hash is not None and (self.previous_valid_until or "") > now:
-            known.append(self.previous_token_hash)
-        return known
-
     def remaining_nanos(self) -> int | None:
         """What is left of the budget, holds not taken off; None: no budget."""
         return None if self.max_amount_nanos is None else self.max_amount_nanos - self.period_spent_nanos
@@ -188,8 +179,16 @@ class BatchRows:
             if never_in_period and token.period_start is not None and token.total_spent_nanos:
                 token.period_spent_nanos = spent_since(self._db, token.id, token.period_start)
             self.tokens[token.id] = token
-            self.by_hash |= dict.fromkeys(token.hashes(self._now_text), token)
+            if token.deleted_at is None:
+                self._open_by_hash(token)
         return inbox
+
+    def _open_by_hash(self, token: TokenRow) -> None:
+        """Notes a live token under the secrets that open it now."""
+        if token.token_hash is not None:
+            self.by_hash[token.token_hash] = token
+        if token.previous_token_hash is not None and (token.previous_valid_until or "") > self._now_text:
+            self.by_hash[token.previous_token_hash] = token
 
     def _select(self, sql: str, values: Iterable[Any], end: str = "") -> list[tuple[Any, ...]]:
         wanted = _padded(values)
