@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from gateway.process import logs
 
@@ -27,6 +27,7 @@ _CUT_POLL = 0.05
 _CUT_PATIENCE = 2.0  # seconds for cancelled calls to notice it
 
 _log = logs.get_logger(__name__)
+_T = TypeVar("_T")
 
 
 class StoppableServer(Protocol):
@@ -144,6 +145,24 @@ async def stop_when_told(
         raise results[0]
     _log.info("drained", finished=finished)
     return finished
+
+
+def unless_stopped(start: Callable[[], _T]) -> _T:
+    """Runs what may take long before a service can serve; a signal meanwhile ends the process in order, with 0.
+
+    The first process of a container would not even hear it: there a signal without a handler is dropped.
+    """
+    before = {number: signal.signal(number, _leave) for number in SIGNALS}
+    try:
+        return start()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave(number: int, _frame: FrameType | None) -> None:
+    _log.info("stopped before it served", signal=signal.Signals(number).name)
+    raise SystemExit(0)
 
 
 @contextmanager

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import closing
+from functools import partial
 
 from gateway.clock import SystemClock
 from gateway.errors import GatewayError
 from gateway.process import logs, token_key
-from gateway.process.lifecycle import serve_until_signal
+from gateway.process.lifecycle import serve_until_signal, unless_stopped
 from gateway.process.metrics import DatabaseMetrics, service_registry
 from gateway.process.probes import start_probes
 from gateway.process.settings import SettingsError, load_settings
@@ -37,7 +38,9 @@ def main() -> None:
         identity = Identity.load(directory)
         renewal = Renewal(directory, identity)
         key = token_key.read(settings.token_key_file)
-        with closing(waiting.for_database(settings.database_url, busy_timeout=_BUSY_TIMEOUT, tell=tell_waiting)) as db:
+        with closing(
+            unless_stopped(partial(waiting.for_database, settings.database_url, busy_timeout=_BUSY_TIMEOUT, tell=tell_waiting))
+        ) as db:
             db.set_cache(_CACHE_KIB)
             claim_token_key(db, key)
             clock, registry = SystemClock(), service_registry("admin", certificate_ends=lambda: renewal.expires_at)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import closing
+from functools import partial
 
 from gateway.clock import SystemClock
 from gateway.errors import GatewayError
 from gateway.process import logs, token_key
-from gateway.process.lifecycle import serve_until_signal
+from gateway.process.lifecycle import serve_until_signal, unless_stopped
 from gateway.process.metrics import DatabaseMetrics, service_registry
 from gateway.process.probes import start_probes
 from gateway.process.settings import SettingsError, load_settings
@@ -43,7 +44,7 @@ def main() -> None:
         metrics, database = AuthMetrics(registry), DatabaseMetrics(registry)
         denials = DenialLog(clock)
         with (
-            closing(waiting.for_database(settings.database_url, tell=tell_waiting)) as db,
+            closing(unless_stopped(partial(waiting.for_database, settings.database_url, tell=tell_waiting))) as db,
             closing(_open_ledger(db, key, clock)) as ledger,
             Sweeper(db=db, ledger=ledger, denials=denials, clock=clock, metrics=metrics),
         ):

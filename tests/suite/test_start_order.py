@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import time
 
@@ -32,3 +33,17 @@ async def test_services_start_in_any_order(fresh, order):
         print("-".join(order), "ready after", round(time.monotonic() - started, 2), "s")  # shown by `pytest -rP`
         assert (await call(session, suite.stack.base_url, suite.token(), model="gpt-test")).whole
     assert all(process.poll() is None for process in suite.stack.processes.values())
+
+
+@pytest.mark.parametrize("service", ["auth", "admin"])
+def test_a_service_that_waits_for_its_database_says_so_and_stops_when_it_is_told_to(fresh, service):
+    stack = fresh(ready=False, GATEWAY_DATABASE_URL="postgresql://gateway:secret-word@127.0.0.1:1/gateway").stack
+    stack.start(service)
+    (log,) = stack.logs.iterdir()
+    wait_for("it says what it waits for", lambda: "127.0.0.1:1/gateway is away" in log.read_text())
+    assert stack.stop(service) == 0  # and not -15: the first process of a container would not have heard the signal
+    assert [json.loads(line)["event"] for line in log.read_text().splitlines()] == [
+        "waiting for the database",
+        "stopped before it served",
+    ]
+    assert "secret-word" not in log.read_text()
