@@ -90,7 +90,7 @@ def _no_passphrase() -> str:
 
 
 def _why(error: ssl.SSLError, cert: Path, key: Path) -> str:
-    if error.reason == "KEY_VALUES_MISMATCH":
+    if error.reason in {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"}:  # the last: RSA and ECDSA
         return f"{key} is not the key of {cert}"
     if error.reason in {"EE_KEY_TOO_SMALL", "CA_MD_TOO_WEAK", "EE_KEY_TOO_WEAK"}:
         return f"{cert}: its key or its signature is too weak ({error.reason})"

@@ -13,6 +13,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from gateway.process.tls import CertificateFault, load_certificate
 from services.proxy import tls
@@ -200,6 +202,14 @@ async def test_a_caller_whose_large_body_is_not_wanted_gets_the_answer_over_tls_
         writer.write(head("POST", "/v1/nothing", "Content-Length: 30000000") + b"x" * 200_000)
         assert status_of(await reader.readuntil(b"\r\n")) == 404
         writer.close()
+
+
+def test_a_key_of_another_kind_is_told_as_the_key_of_another_certificate(tmp_path: Path) -> None:
+    cert, key, _ = edge_certificates.write(tmp_path)
+    pem, kind, plain = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    key.write_bytes(rsa.generate_private_key(65537, 2048).private_bytes(pem, kind, plain))
+    with pytest.raises(CertificateFault, match="is not the key of"):
+        load_certificate(cert, key)
 
 
 def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
