@@ -287,9 +287,14 @@ def test_a_locked_database_is_told_soon_and_nothing_is_lost(db, clock, database_
     other = connect(database_url)
     again = connect(database_url, busy_timeout=0.05)
     quick = open_ledger(again, clock)
-    with other.write(), pytest.raises(errors.DatabaseUnavailable):
+    with other.write():
         other.query(f"SELECT id FROM client_tokens ORDER BY id{other.locking}")
-        quick.commit([], [admission()])
+        if other.is_shared:  # a row that is held is the trouble of this call alone
+            (answer,) = quick.commit([], [admission()]).admissions
+            assert isinstance(answer, errors.DatabaseUnavailable)
+        else:
+            with pytest.raises(errors.DatabaseUnavailable):
+                quick.commit([], [admission()])
     assert isinstance(admit(quick)[1], Admitted)
     quick.close()
     again.close()
