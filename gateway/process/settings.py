@@ -126,6 +126,8 @@ class Settings(BaseModel):
     """Where admin answers /healthz, /readyz and /metrics; unset: nowhere."""
     proxy_metrics_address: Listen | None = None
     """Where the proxy answers /healthz, /readyz and /metrics; unset: nowhere."""
+    retention_days: Annotated[int, PlainValidator(values.days_kept)] = 400
+    """Days that auth keeps the rows of calls and counts of refusals, 8 or more; 0 keeps them for good. Their sums stay."""
     lame_duck: Annotated[float, _seconds(0, 3_600)] = 0.0
     """Seconds that a stopping service still takes calls, so that load balancers can notice that it is not ready."""
     drain: Annotated[float, _seconds(0, 86_400)] = 600.0

@@ -44,6 +44,17 @@ def whole(least: int, most: int) -> Callable[[Any], int]:
     return read
 
 
+def days_kept(value: Any) -> int:
+    """Reads for how many days something is kept: longer than the week for which the ids of calls are final; 0: for good."""
+    try:
+        days = whole(0, 36_500)(value)
+    except ValueError:
+        days = -1
+    if days == 0 or days >= 8:
+        return days
+    raise ValueError("it takes 0, for good, or a whole number of days from 8 to 36500")
+
+
 def number(least: float, most: float, unit: str) -> Callable[[Any], float]:
     """Reads a number, which may have a fraction."""
 

@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from gateway.admission import Admission, Admitted, BatchOutcome, Settled
@@ -17,6 +18,7 @@ from gateway.storage.batch_rows import AdoptFirst, BatchRows, add_totals, locked
 from gateway.storage.database import Database
 from gateway.storage.faults import RowLocked
 from gateway.storage.prices import PriceBook
+from gateway.storage.retention import prune_calls
 from gateway.storage.writer import Writer
 from gateway.usage import Report, Source, State
 
@@ -135,6 +137,10 @@ class Ledger:
                 )
 
         self._writer.run(add)
+
+    def prune(self, request_ids: Sequence[str], before: datetime) -> int:
+        """Deletes these calls where they are final and ended before this moment; gives how many. Their costs stay booked."""
+        return self._writer.run(lambda: prune_calls(self._db, request_ids, before, self._clock.now()))
 
     def forget(self, *, tombstones_before: str, proxies_before: str) -> None:
         """Deletes tombstones and silent proxies of before these moments; neither is money."""

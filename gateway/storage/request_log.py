@@ -18,6 +18,8 @@ STATES = ("admitted", "settled", "released", "expired")
 _MAX_SAME_NAME = 100
 _OLDEST_ID = timedelta(days=7)  # an id with a time in it is at most this old when its call is admitted
 _SKEW = timedelta(days=1)  # and was made by a clock that is at most this far ahead
+_USUAL = timedelta(minutes=5)  # nearly every id is made within this of its admission
+_HIDE = "|| ''"  # after a text column: keeps its condition from being taken for a walk along an index
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +89,17 @@ class RequestLog:
         found: dict[str, LoggedRequest] = {}
         # One query a token and kind of id: so each walks an index in the order of the answer and stops at the limit. What two
         # of them find is told once.
-        for token_ids, (span, bounds) in product(self._token_ids(wanted), _id_spans(wanted)):
-            where, parameters = _conditions(wanted, token_ids)
-            where += span
-            parameters += bounds
+        for span, token_ids in product(_id_spans(wanted, "" if self._db.is_shared else _HIDE), self._token_ids(wanted)):
+            if span.below and sum(request_id >= span.below for request_id in found) >= limit:
+                break
+            where, parameters = _conditions(wanted, token_ids, by_their_own_index=span.has_index)
+            where += span.where
+            parameters += span.bounds
+            # Calls that are open are few, and their index is not in the order of ids: hiding keeps the walk over all ids away.
+            order = f"r.request_id {_HIDE}" if wanted.state == "admitted" or span.is_unordered else "r.request_id"
             if before_id:
-                where.append("r.request_id < ?")
+                where.append(f"{order} < ?")
                 parameters.append(before_id)
-            # Calls that are open are few, and their index is not in the order of ids: `|| ''` keeps the walk over all ids away.
-            order = "r.request_id || ''" if wanted.state == "admitted" else "r.request_id"
             sql = f"SELECT {_COLUMNS} {_FROM} {_where(where)} ORDER BY {order} DESC LIMIT ?"
             found |= {row[0]: _to_request(row) for row in self._db.query(sql, (*parameters, limit))}
         return [found[request_id] for request_id in sorted(found, reverse=True)[:limit]]
@@ -117,7 +121,7 @@ class RequestLog:
         """
         found: list[LoggedRequest] = []
         for token_ids in self._token_ids(wanted):
-            where, parameters = _conditions(wanted, token_ids)
+            where, parameters = _conditions(wanted, token_ids, by_their_own_index=True)
             where += ["r.settled_at IS NOT NULL", "(r.settled_at, r.request_id) > (?, ?)", "r.settled_at <= ?"]
             parameters += [*after, to_text(until)]
             sql = f"SELECT {_COLUMNS} {_FROM} {_where(where)} ORDER BY r.settled_at, r.request_id LIMIT ?"
@@ -141,41 +145,91 @@ class RequestLog:
         return [(token_id,) for token_id in sorted(ids)]
 
 
-def _conditions(wanted: RequestFilter, token_ids: tuple[int, ...]) -> tuple[list[str], list[Any]]:
+def _conditions(
+    wanted: RequestFilter, token_ids: tuple[int, ...], *, by_their_own_index: bool = False
+) -> tuple[list[str], list[Any]]:
+    """What a call must be, as conditions and their parameters.
+
+    by_their_own_index: other conditions find the calls, by an index in which neither token nor model is.
+    """
     where: list[str] = []
     parameters: list[Any] = []
+    # Hiding keeps longer walks away: calls that are open are few, and a token's calls that were released or expired are fewer
+    # than its calls to a model. A token's calls to a model have an index of their own, which is one over `request_model || ''`.
+    few = wanted.state not in {"", "settled"}
+    neither = by_their_own_index or wanted.state == "admitted"
     for token_id in token_ids:
-        where.append("r.token_id = ?")
+        where.append("r.token_id + 0 = ?" if neither else "r.token_id = ?")
         parameters.append(token_id)
     if wanted.model:
-        # A token's calls are fewer than a model's: `|| ''` keeps the walk over the model's away.
-        where.append("r.request_model || '' = ?" if token_ids else "r.request_model = ?")
+        if neither or (token_ids and few):
+            where.append("'' || r.request_model = ?")
+        else:
+            where.append("r.request_model || '' = ?" if token_ids else "r.request_model = ?")
         parameters.append(wanted.model)
     if wanted.state:
         if wanted.state not in STATES:
             raise InvalidArgument(f"state is one of {', '.join(STATES)}", metadata={"param": "state"})
         where.append(f"r.state = '{wanted.state}'")  # spelled out: a partial index is not used for a parameter
     if wanted.since is not None:
-        where.append("r.admitted_at >= ?")
+        where.append(f"r.admitted_at {_HIDE} >= ?")
         parameters.append(to_text(wanted.since))
     if wanted.until is not None:
-        where.append("r.admitted_at < ?")
+        where.append(f"r.admitted_at {_HIDE} < ?")
         parameters.append(to_text(wanted.until))
     return where, parameters
 
 
-def _id_spans(wanted: RequestFilter) -> list[tuple[list[str], list[str]]]:
-    """Where the ids of the calls can lie, as conditions: those of ids with a time in them, and all other ids."""
-    if wanted.since is None and wanted.until is None:
-        return [([], [])]
-    where, bounds = [], []
-    if wanted.since is not None:
-        where.append("r.request_id >= ?")
-        bounds.append(_id_at(wanted.since, -_OLDEST_ID))
-    if wanted.until is not None:
-        where.append("r.request_id < ?")
-        bounds.append(_id_at(wanted.until, _SKEW))
-    return [(where, bounds), (["substr(r.request_id, 15, 1) <> '7'"], [])]
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Where ids can lie, as conditions with their parameters."""
+
+    where: list[str]
+    bounds: list[str]
+    has_index: bool = False
+    """An index finds the calls of this span by themselves."""
+    is_unordered: bool = False
+    """It is not in the order of ids."""
+    below: str = ""
+    """All its ids are below this one, and those of the other spans are not but for ids without a time; empty: not so."""
+
+
+def _id_spans(wanted: RequestFilter, hide: str) -> list[_Span]:
+    """Where the ids of the calls can lie, when moments are asked for.
+
+    Nearly all ids were made at the moment of admission. Those that were made by a clock that is ahead, or long before, are
+    found by the moment itself, and those that have no time in them by an index of their own. hide: `_HIDE`, but empty where the
+    database chooses well by itself, and then looks at ids inside the index.
+    """
+    since, until = wanted.since, wanted.until
+    if (since is None and until is None) or wanted.state == "admitted":
+        return [_Span([], [])]
+    spans = [_Span(["substr(r.request_id, 15, 1) <> '7'"], [], has_index=True)]
+    usual = _Span([], [])
+    if until is not None:
+        ahead = _Span(["r.admitted_at < ?", f"r.request_id {hide} >= ?"], [to_text(until), _id_at(until, _USUAL)], True, True)
+        ahead.where.append("r.admitted_at >= ?")
+        ahead.bounds.append(to_text(_shifted(until, -_SKEW) if since is None else max(since, _shifted(until, -_SKEW))))
+        spans.append(ahead)
+        usual.where.append("r.request_id < ?")
+        usual.bounds.append(_id_at(until, _USUAL))
+    spans.append(usual)
+    if since is not None:
+        below = _id_at(since, -_USUAL)
+        usual.where.append("r.request_id >= ?")
+        usual.bounds.append(below)
+        late = _Span([f"r.request_id {hide} < ?", "r.admitted_at >= ?"], [below, to_text(since)], True, True, below)
+        late.where.append("r.admitted_at < ?")
+        late.bounds.append(to_text(_shifted(since, _OLDEST_ID) if until is None else min(until, _shifted(since, _OLDEST_ID))))
+        spans.append(late)
+    return spans
+
+
+def _shifted(moment: datetime, span: timedelta) -> datetime:
+    try:
+        return moment + span
+    except OverflowError:
+        return moment
 
 
 def _id_at(moment: datetime, shift: timedelta) -> str:

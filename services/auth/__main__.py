@@ -46,7 +46,14 @@ def main() -> None:
         with (
             closing(unless_stopped(partial(waiting.for_database, settings.database_url, tell=tell_waiting))) as db,
             closing(_open_ledger(db, key, clock)) as ledger,
-            Sweeper(db=db, ledger=ledger, denials=denials, clock=clock, metrics=metrics),
+            Sweeper(
+                db=db,
+                ledger=ledger,
+                denials=denials,
+                clock=clock,
+                metrics=metrics,
+                retention_days=settings.retention_days,
+            ),
         ):
             load_configuration(db, price_rows(settings), provider_rows(settings), clock)
             server = make_server(

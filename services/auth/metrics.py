@@ -74,6 +74,12 @@ class AuthMetrics:
         self._events = Counter(
             "gateway_ledger_events", "What an operator should look at, by kind.", ["event"], registry=registry
         )
+        self._pruned = Counter(
+            "gateway_rows_pruned",
+            "Rows that were deleted because they are older than they are kept.",
+            ["table"],
+            registry=registry,
+        )
         self._open = Gauge("gateway_ledger_open_calls", "Calls that are open, over all replicas.", registry=registry)
         self._held = Gauge(
             "gateway_ledger_held_amount",
@@ -94,6 +100,8 @@ class AuthMetrics:
             self._settlements.labels(state, source)
         for event in EVENTS:
             self._events.labels(event)
+        for table in ("requests", "denials"):
+            self._pruned.labels(table)
 
     def waiting(self, change: int) -> None:
         """Notes that an RPC begins (1) or ceases (-1) to wait for the ledger."""
@@ -125,6 +133,10 @@ class AuthMetrics:
     def expired(self, calls: int) -> None:
         """Counts calls that nobody reported."""
         self._expired.inc(calls)
+
+    def pruned(self, table: str, rows: int) -> None:
+        """Counts rows of a table that were deleted because they are old."""
+        self._pruned.labels(table).inc(rows)
 
     def event(self, event: str, count: int) -> None:
         """Counts what the ledger tells of itself."""

@@ -1,4 +1,4 @@
-"""What auth does on its own, every few seconds: ends the calls of proxies that are gone, and writes behind what was counted."""
+"""What auth does on its own, every few seconds: ends the calls of proxies that are gone, writes what was counted, prunes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from gateway.storage.ledger import Ledger
 from gateway.storage.operations import forget_old
 from services.auth.denials import DenialLog
 from services.auth.metrics import AuthMetrics
+from services.auth.pruning import Pruner
 from services.auth.wire import PROXY_LEASE_SECONDS, SERVICE_LEASE_SECONDS
 
 INTERVAL: Final = 5.0  # seconds between two looks; proxies beat as often
@@ -28,9 +29,21 @@ _log = get_logger(__name__)
 
 
 class Sweeper:
-    """A thread that looks every five seconds. Any number of auth processes may sweep one database."""
+    """A thread that looks every five seconds. Any number of auth processes may sweep one database.
 
-    def __init__(self, *, db: Database, ledger: Ledger, denials: DenialLog, clock: Clock, metrics: AuthMetrics) -> None:
+    retention_days: how long rows of calls and counts of refusals are kept; 0: for good.
+    """
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        ledger: Ledger,
+        denials: DenialLog,
+        clock: Clock,
+        metrics: AuthMetrics,
+        retention_days: int = 0,
+    ) -> None:
         self._db = db
         self._ledger = ledger
         self._denials = denials
@@ -40,6 +53,7 @@ class Sweeper:
         self._metrics = metrics
         self._looks = 0
         self._stop = threading.Event()
+        self._pruner = Pruner(db=db, ledger=ledger, clock=clock, metrics=metrics, days=retention_days, stop=self._stop)
         self._thread = threading.Thread(target=self._loop, name="sweeper", daemon=True)
 
     def __enter__(self) -> Sweeper:
@@ -61,6 +75,7 @@ class Sweeper:
             _log.warning("ledger event", kind=event, count=count)
         if self._looks % _FORGET_EVERY == 0:
             swept &= self._try(self._forget)
+        swept &= self._try(self._pruner.look)
         if swept:
             self._metrics.swept(self._clock.now().timestamp())
         self._looks += 1
