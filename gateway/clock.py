@@ -61,3 +61,15 @@ def parse_expiry(text: str) -> datetime:
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except OverflowError:
         raise ValueError(f"{text!r} lies outside of the years 1 to 9999 in UTC") from None
+
+
+def parse_beginning(text: str, now: datetime | None = None) -> datetime | None:
+    """The moment from which something holds, from what a person writes; None: from now on.
+
+    `2027-01-31` means the start of that day, UTC; today, in UTC, means now. Moments are read as by `parse_expiry`.
+    now: the wall clock by default. Raises ValueError with what would have been right.
+    """
+    if len(text.strip()) > len("2027-01-31"):
+        return parse_expiry(text)
+    day = parse_expiry(text).replace(hour=0, minute=0, second=0, microsecond=0)
+    return None if day.date() == (now or datetime.now(UTC)).date() else day

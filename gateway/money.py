@@ -33,6 +33,13 @@ def to_nanos(amount: Decimal | float | str) -> int:
     return int(nanos)
 
 
+def signed_nanos(amount: Decimal | float | str) -> int:
+    """Nano-dollars from currency units that may be below 0, as a correction is. Raises ValueError as `to_nanos` does."""
+    text = repr(amount) if isinstance(amount, float) else str(amount)
+    nanos = to_nanos(amount if isinstance(amount, bool) else text.strip().removeprefix("-"))
+    return -nanos if text.strip().startswith("-") else nanos
+
+
 def to_units(nanos: int) -> Decimal:
     """Currency units, exact, from nano-dollars."""
     return Decimal(nanos) / NANOS

@@ -62,6 +62,7 @@ HOST_COMMANDS = {
     "clients.cli.first",
     "clients.cli.database_inspection",
     "clients.cli.backup",
+    "clients.cli.repricing",
 }  # these alone open the database
 
 

@@ -13,7 +13,7 @@ from gateway import errors
 from gateway.process.settings import list_settings
 from gateway.process.settings_tables import ModelSettings, PriceSettings, ProviderSettings, TargetSettings
 from gateway.rpc.status import code_of
-from gateway.stubs.admin.v1 import audit_pb2, requests_pb2, sessions_pb2, tokens_pb2, usage_pb2
+from gateway.stubs.admin.v1 import adjustments_pb2, audit_pb2, prices_pb2, requests_pb2, sessions_pb2, tokens_pb2, usage_pb2
 from gateway.stubs.auth.v1 import auth_pb2
 from services.admin.access import ACCESS as ADMIN_ACCESS
 from services.auth.access import ACCESS as AUTH_ACCESS
@@ -58,7 +58,7 @@ def error_row(kind: type[errors.GatewayError]) -> str:
 
 
 def services() -> list[ServiceDescriptor]:
-    files = (auth_pb2, sessions_pb2, tokens_pb2, requests_pb2, audit_pb2, usage_pb2)
+    files = (auth_pb2, sessions_pb2, tokens_pb2, requests_pb2, audit_pb2, adjustments_pb2, prices_pb2, usage_pb2)
     return [service for file in files for service in file.DESCRIPTOR.services_by_name.values()]
 
 

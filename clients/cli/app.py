@@ -50,6 +50,24 @@ _COMMANDS = {
         Example: gateway token create --name app --max-amount 5 --json
         """,
     ),
+    "price": (
+        "clients.cli.prices:app",
+        """See what calls cost, and set prices with the day from which they hold.
+
+        A new price binds the calls that are admitted from then on; open calls keep theirs.
+
+        Example: gateway price set my-model --rate input=1.00 --rate output=2.00 --from 2027-01-01
+        """,
+    ),
+    "reprice": (
+        "clients.cli.repricing:reprice",
+        """Compute settled calls at another price, and book the difference.
+
+        Only calls charged by their provider's own usage. A second run books nothing twice. Services may run meanwhile.
+
+        Example: gateway reprice --since 2027-01-01 --model my-model --dry-run
+        """,
+    ),
     "identity": (
         "clients.cli.identity:app",
         """Make certificates for internal services, and see which were made.

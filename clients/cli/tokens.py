@@ -354,3 +354,9 @@ def _line_of_stdin() -> str:
     if not line:
         raise Failure("standard input holds no secret", code=USAGE, reason="usage")
     return line
+
+
+# As `adjustments` and `prices` use them. Their commands stand in modules of their own.
+id_of, reading = _id, _reading
+app.command("clients.cli.adjustments:adjust", name="adjust", help="Correct what a token has spent.")
+app.command("clients.cli.adjustments:adjustments", name="adjustments", help="List a token's corrections.")

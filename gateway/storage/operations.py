@@ -48,7 +48,7 @@ class Operations:
         self._key = key
 
     def repeated(self, request_id: str, rpc: str, arguments: Mapping[str, Any]) -> int | None:
-        """The token id of the same change when it was made before, else None; always None without an id.
+        """The noted id (`token_id`) of the same change when it was made before, else None; always None without an id.
 
         Raises InvalidArgument when the id is no UUID, AlreadyExists when it was used for something else.
         """
@@ -63,7 +63,10 @@ class Operations:
         return int(found.token_id)
 
     def note(self, request_id: str, rpc: str, arguments: Mapping[str, Any], *, token_id: int, at: datetime) -> None:
-        """Writes down that the change was made. Nothing without an id."""
+        """Writes down that the change was made. Nothing without an id.
+
+        token_id: of the token; of what was made where that is a price or an adjustment.
+        """
         if request_id:
             models.Operation.insert(
                 request_id=_canonical(request_id),

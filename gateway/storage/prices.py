@@ -24,9 +24,11 @@ from gateway.storage.models import Meta, Provider
 MAKERS = ("demo", "openai", "anthropic", "google", "mistral", "x-ai", "deepseek", "cohere", "meta", "moonshotai", "perplexity")
 
 _REVISION = "prices_revision"
-_LOADING = "prices"  # two services that start at once load the same configuration
+LOADING = "prices"
+"""Who changes the book is alone: two services that start at once load the same configuration."""
 _CACHE_SIZE = 10_000
-_SOURCES = ("admin", "file", "builtin")  # the first that has a price decides
+SOURCES = ("admin", "file", "builtin")
+"""Whose a row is; the first that has a price for a model decides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ class PriceBook:
                 self._next_change = min(self._next_change or valid_from, valid_from)
                 continue
             candidate = PricedCandidate(provider, model, price_id, Rates.from_json(rates), context_window, max_output)
-            self._rows.append(_Row(provider, model, json.loads(pattern), _SOURCES.index(source), candidate))
+            self._rows.append(_Row(provider, model, json.loads(pattern), SOURCES.index(source), candidate))
         self._price_providers = dict(self._db.query("SELECT name, price_provider FROM providers"))
 
     def _origins(self, provider: str) -> tuple[str, ...]:
@@ -145,7 +147,7 @@ def load_rows(db: Database, source: str, wanted: Iterable[PriceRow], now: str) -
 
     keys = {key(row): row for row in wanted}  # before the transaction: reading the built-in prices takes a second
     with db.write():
-        db.serialize(_LOADING)
+        db.serialize(LOADING)
         live = {
             (provider, model, pattern, rates, context_window, max_output, valid_from): price_id
             for price_id, provider, model, pattern, rates, context_window, max_output, valid_from in db.query(
@@ -163,7 +165,7 @@ def load_rows(db: Database, source: str, wanted: Iterable[PriceRow], now: str) -
             added,
         )
         if retired or added:
-            _bump(db)
+            bump(db)
     return len(retired) + len(added)
 
 
@@ -171,16 +173,17 @@ def load_providers(db: Database, wanted: Sequence[ProviderRow]) -> None:
     """Makes the providers known to auth and admin these, without their keys."""
     rows = {row.name: (row.name, row.kind, row.price_provider, ",".join(row.models)) for row in wanted}
     with db.write():
-        db.serialize(_LOADING)
+        db.serialize(LOADING)
         known = {row[0]: tuple(row) for row in db.query("SELECT name, kind, price_provider, models FROM providers")}
         if known == rows:
             return
         Provider.delete().execute(db)
         db.run_many("INSERT INTO providers (name, kind, price_provider, models) VALUES (?, ?, ?, ?)", list(rows.values()))
-        _bump(db)
+        bump(db)
 
 
-def _bump(db: Database) -> None:
+def bump(db: Database) -> None:
+    """Inside the `write()` of a change: lets every reader of the book know of it. `serialize(LOADING)` comes first."""
     Meta.insert(key=_REVISION, value="1").on_conflict(
         conflict_target=[Meta.key], update={Meta.value: (Meta.value.cast("INTEGER") + 1).cast("TEXT")}
     ).execute(db)

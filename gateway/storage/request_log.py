@@ -89,7 +89,7 @@ class RequestLog:
         found: dict[str, LoggedRequest] = {}
         # One query a token and kind of id: so each walks an index in the order of the answer and stops at the limit. What two
         # of them find is told once.
-        for span, token_ids in product(_id_spans(wanted, "" if self._db.is_shared else _HIDE), self._token_ids(wanted)):
+        for span, token_ids in product(_id_spans(wanted, "" if self._db.is_shared else "+"), self._token_ids(wanted)):
             if span.below and sum(request_id >= span.below for request_id in found) >= limit:
                 break
             where, parameters = _conditions(wanted, token_ids, by_their_own_index=span.has_index)
@@ -155,7 +155,7 @@ def _conditions(
     where: list[str] = []
     parameters: list[Any] = []
     # Hiding keeps longer walks away: calls that are open are few, and a token's calls that were released or expired are fewer
-    # than its calls to a model. A token's calls to a model have an index of their own, which is one over `request_model || ''`.
+    # than its calls to a model. Where an index is over an expression with `|| ''`, it is the one that is meant.
     few = wanted.state not in {"", "settled"}
     neither = by_their_own_index or wanted.state == "admitted"
     for token_id in token_ids:
@@ -170,7 +170,9 @@ def _conditions(
     if wanted.state:
         if wanted.state not in STATES:
             raise InvalidArgument(f"state is one of {', '.join(STATES)}", metadata={"param": "state"})
-        where.append(f"r.state = '{wanted.state}'")  # spelled out: a partial index is not used for a parameter
+        narrow = few and not neither and (token_ids or wanted.model)
+        state = "'' || r.state" if by_their_own_index else "r.state || ''" if narrow else "r.state"
+        where.append(f"{state} = '{wanted.state}'")  # spelled out: a partial index is not used for a parameter
     if wanted.since is not None:
         where.append(f"r.admitted_at {_HIDE} >= ?")
         parameters.append(to_text(wanted.since))
@@ -198,8 +200,8 @@ def _id_spans(wanted: RequestFilter, hide: str) -> list[_Span]:
     """Where the ids of the calls can lie, when moments are asked for.
 
     Nearly all ids were made at the moment of admission. Those that were made by a clock that is ahead, or long before, are
-    found by the moment itself, and those that have no time in them by an index of their own. hide: `_HIDE`, but empty where the
-    database chooses well by itself, and then looks at ids inside the index.
+    found by the moment itself, and those that have no time in them by an index of their own. hide: what keeps a
+    column from being taken for a walk along an index; empty where the database chooses well by itself.
     """
     since, until = wanted.since, wanted.until
     if (since is None and until is None) or wanted.state == "admitted":
@@ -207,7 +209,7 @@ def _id_spans(wanted: RequestFilter, hide: str) -> list[_Span]:
     spans = [_Span(["substr(r.request_id, 15, 1) <> '7'"], [], has_index=True)]
     usual = _Span([], [])
     if until is not None:
-        ahead = _Span(["r.admitted_at < ?", f"r.request_id {hide} >= ?"], [to_text(until), _id_at(until, _USUAL)], True, True)
+        ahead = _Span(["r.admitted_at < ?", f"{hide}r.request_id >= ?"], [to_text(until), _id_at(until, _USUAL)], True, True)
         ahead.where.append("r.admitted_at >= ?")
         ahead.bounds.append(to_text(_shifted(until, -_SKEW) if since is None else max(since, _shifted(until, -_SKEW))))
         spans.append(ahead)
@@ -218,7 +220,7 @@ def _id_spans(wanted: RequestFilter, hide: str) -> list[_Span]:
         below = _id_at(since, -_USUAL)
         usual.where.append("r.request_id >= ?")
         usual.bounds.append(below)
-        late = _Span([f"r.request_id {hide} < ?", "r.admitted_at >= ?"], [below, to_text(since)], True, True, below)
+        late = _Span([f"{hide}r.request_id < ?", "r.admitted_at >= ?"], [below, to_text(since)], True, True, below)
         late.where.append("r.admitted_at < ?")
         late.bounds.append(to_text(_shifted(since, _OLDEST_ID) if until is None else min(until, _shifted(since, _OLDEST_ID))))
         spans.append(late)

@@ -11,6 +11,8 @@ SERVICES = (
     "gateway.admin.v1.RequestLogService",
     "gateway.admin.v1.AuditService",
     "gateway.admin.v1.UsageService",
+    "gateway.admin.v1.AdjustmentService",
+    "gateway.admin.v1.PriceService",
 )
 
 _OPERATOR = frozenset({"operator"})
@@ -44,4 +46,9 @@ ACCESS: AccessTable = {
     ),
     "/gateway.admin.v1.AuditService/ListAuditRecords": _ADMINISTRATION,
     "/gateway.admin.v1.UsageService/ListCustomers": _ADMINISTRATION,
+    "/gateway.admin.v1.AdjustmentService/CreateAdjustment": _ADMINISTRATION,
+    "/gateway.admin.v1.AdjustmentService/ListAdjustments": _ADMINISTRATION,
+    "/gateway.admin.v1.PriceService/ListPrices": _ADMINISTRATION,
+    "/gateway.admin.v1.PriceService/CreatePrice": _ADMINISTRATION,
+    "/gateway.admin.v1.PriceService/RetirePrice": _ADMINISTRATION,
 }

@@ -8,17 +8,29 @@ from gateway.clock import Clock
 from gateway.process.metrics import RpcMetrics
 from gateway.rpc.identity import Identity
 from gateway.rpc.server import Server, build_server
+from gateway.storage.adjustments import AdjustmentStore
 from gateway.storage.administrators import AdministratorStore
 from gateway.storage.audit import AuditLog
 from gateway.storage.customers import CustomerStore
 from gateway.storage.database import Database
+from gateway.storage.price_list import PriceList
 from gateway.storage.request_log import RequestLog
 from gateway.storage.sessions import SessionStore
 from gateway.storage.tokens import TokenStore
-from gateway.stubs.admin.v1 import audit_pb2_grpc, requests_pb2_grpc, sessions_pb2_grpc, tokens_pb2_grpc, usage_pb2_grpc
+from gateway.stubs.admin.v1 import (
+    adjustments_pb2_grpc,
+    audit_pb2_grpc,
+    prices_pb2_grpc,
+    requests_pb2_grpc,
+    sessions_pb2_grpc,
+    tokens_pb2_grpc,
+    usage_pb2_grpc,
+)
 from services.admin.access import ACCESS, SERVICES
+from services.admin.adjustments import AdjustmentServicer
 from services.admin.audit import AuditServicer
 from services.admin.metrics import AdminMetrics
+from services.admin.prices import PriceServicer
 from services.admin.requests import MAX_TAILS, RequestLogServicer
 from services.admin.sessions import SessionServicer
 from services.admin.tokens import TokenServicer
@@ -59,4 +71,10 @@ def make_server(
     requests_pb2_grpc.add_RequestLogServiceServicer_to_server(RequestLogServicer(requests=RequestLog(db), clock=clock), server)
     audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(audit=AuditLog(db)), server)
     usage_pb2_grpc.add_UsageServiceServicer_to_server(UsageServicer(customers=CustomerStore(db)), server)
+    adjustments_pb2_grpc.add_AdjustmentServiceServicer_to_server(
+        AdjustmentServicer(adjustments=AdjustmentStore(db, token_key=token_key, clock=clock)), server
+    )
+    prices_pb2_grpc.add_PriceServiceServicer_to_server(
+        PriceServicer(prices=PriceList(db, token_key=token_key, clock=clock)), server
+    )
     return server

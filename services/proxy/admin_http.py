@@ -29,8 +29,11 @@ from gateway.errors import (
 from gateway.ids import is_canonical_uuid
 from gateway.rpc.status import from_status
 from gateway.stubs.admin.v1 import (
+    adjustments_pb2_grpc,
     audit_pb2,
     audit_pb2_grpc,
+    prices_pb2,
+    prices_pb2_grpc,
     requests_pb2,
     requests_pb2_grpc,
     sessions_pb2,
@@ -40,7 +43,7 @@ from gateway.stubs.admin.v1 import (
     usage_pb2,
     usage_pb2_grpc,
 )
-from services.proxy import admin_json, admin_log, body, errors, strict_json
+from services.proxy import admin_books, admin_json, admin_log, body, errors, strict_json
 from services.proxy.admin_session import clear_cookie, credential, refuse_foreign_page, set_cookie
 from services.proxy.answers import json_answer
 
@@ -70,8 +73,12 @@ class _Request:
     @property
     def token_id(self) -> int:
         """The token's id in the path. Raises NotFound for what can be none."""
+        return self.number("token")
+
+    def number(self, kind: str) -> int:
+        """The number in the path, of a thing of this kind. Raises NotFound for what can be none."""
         if not self.id.isascii() or not self.id.isdigit() or len(self.id) > 18:
-            raise NotFound("There is no such token.")
+            raise NotFound(f"There is no such {kind}.")
         return int(self.id)
 
     @property
@@ -100,6 +107,8 @@ class AdminRoutes:
         self._requests = requests_pb2_grpc.RequestLogServiceStub(channel)
         self._audit = audit_pb2_grpc.AuditServiceStub(channel)
         self._usage = usage_pb2_grpc.UsageServiceStub(channel)
+        self._adjustments = adjustments_pb2_grpc.AdjustmentServiceStub(channel)
+        self._prices = prices_pb2_grpc.PriceServiceStub(channel)
         # `*` stands for the one id of a path.
         self._routes: Mapping[str, Mapping[str, _Handler]] = {
             "/auth/login": {"POST": self._login},
@@ -111,6 +120,9 @@ class AdminRoutes:
             "/admin/tokens/*/toggle": {"POST": self._toggle_token},
             "/admin/tokens/*/rotate": {"POST": self._rotate_token},
             "/admin/tokens/*/topup": {"POST": self._top_up_token},
+            "/admin/tokens/*/adjustments": {"GET": self._list_adjustments, "POST": self._create_adjustment},
+            "/admin/prices": {"GET": self._list_prices, "POST": self._create_price},
+            "/admin/prices/*": {"DELETE": self._retire_price},
             "/admin/logs/requests": {"GET": self._list_requests},
             "/admin/logs/requests/*": {"GET": self._get_request},
             "/admin/usage/customers": {"GET": self._list_customers},
@@ -269,6 +281,33 @@ class AdminRoutes:
         message = admin_json.top_up_from_json(request.token_id, await self._members(request))
         answer = await self._call(self._tokens.TopUpToken, message, request)
         return json_answer(admin_json.token_to_json(answer.token) | {"revived": answer.revived})
+
+    # -- /admin/tokens/*/adjustments, /admin/prices ----------------------------------------------------------------------------
+
+    async def _list_adjustments(self, request: _Request) -> web.Response:
+        message = admin_books.adjustments_from_query(request.token_id, request.http.query)
+        answer = await self._call(self._adjustments.ListAdjustments, message, request)
+        found = [admin_books.adjustment_to_json(adjustment) for adjustment in answer.adjustments]
+        return _list("adjustments", found, answer.next_page_token)
+
+    async def _create_adjustment(self, request: _Request) -> web.Response:
+        message = admin_books.adjustment_from_json(request.token_id, await self._members(request))
+        answer = await self._call(self._adjustments.CreateAdjustment, message, request)
+        return json_answer(admin_books.booked_to_json(answer), status=201)
+
+    async def _list_prices(self, request: _Request) -> web.Response:
+        answer = await self._call(self._prices.ListPrices, admin_books.prices_from_query(request.http.query), request)
+        return _list("prices", [admin_books.price_to_json(price) for price in answer.prices], answer.next_page_token)
+
+    async def _create_price(self, request: _Request) -> web.Response:
+        message = admin_books.price_from_json(await self._members(request))
+        answer = await self._call(self._prices.CreatePrice, message, request)
+        return json_answer(admin_books.price_to_json(answer.price) | {"warnings": list(answer.warnings)}, status=201)
+
+    async def _retire_price(self, request: _Request) -> web.Response:
+        message = prices_pb2.RetirePriceRequest(id=request.number("price"))
+        answer = await self._call(self._prices.RetirePrice, message, request)
+        return json_answer(admin_books.price_to_json(answer.price))
 
     # -- /admin/logs, /admin/usage, /admin/audit, /admin/sessions --------------------------------------------------------------
 

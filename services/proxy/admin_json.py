@@ -241,6 +241,10 @@ def _wrong(name: str, fault: str) -> InvalidRequest:
     return InvalidRequest(f"{name} {fault}", metadata={"param": name})
 
 
+# As other readers of bodies use them, such as `admin_books`.
+read_text, require_known, refusal = _text, _require_known, _wrong
+
+
 # -- answers ------------------------------------------------------------------------------------------------------------------
 
 

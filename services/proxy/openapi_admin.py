@@ -72,6 +72,35 @@ _CHANGEABLE: Mapping[str, Schema] = {
     "allowed_ips": _NAMES_OR_TEXT,
 }
 _REPEAT: Schema = {"type": "string", "format": "uuid", "description": "With the same one, a repetition changes nothing more."}
+_AMOUNT: Schema = {"type": "number", "description": "Added to the amount spent; below 0 gives back."}
+_ADJUSTMENT: Mapping[str, Schema] = {
+    "id": COUNT,
+    "token_id": COUNT,
+    "amount": _AMOUNT,
+    "currency": TEXT,
+    "reason": TEXT,
+    "actor": TEXT,
+    "created_at": _MOMENT,
+}
+_RATES: Schema = {
+    "type": "object",
+    "additionalProperties": {"type": ["string", "array"]},
+    "description": "By unit, per million tokens: a decimal in quotes, or a list of it and [input tokens above which, decimal].",
+}
+_PRICE: Mapping[str, Schema] = {
+    "id": COUNT,
+    "provider": _TEXT_OR_NONE,
+    "model": TEXT,
+    "pattern": {},
+    "rates": _RATES,
+    "currency": TEXT,
+    "context_window": _COUNT_OR_NONE,
+    "max_output_tokens": _COUNT_OR_NONE,
+    "valid_from": _MOMENT_OR_NONE,
+    "source": {"type": "string", "enum": ["admin", "file", "builtin"]},
+    "created_at": _MOMENT,
+    "retired_at": _MOMENT_OR_NONE,
+}
 _PAGE: Mapping[str, Schema] = {
     "page_size": {"type": "integer", "minimum": 0, "maximum": 1000},
     "page_token": {"type": "string", "description": "`next_page_token` of the page before; `cursor` is the same."},
@@ -182,6 +211,30 @@ SCHEMAS: Mapping[str, Schema] = {
         }
     ),
     "Calls": _page_of("requests", "Call"),
+    "Adjustment": _object(_ADJUSTMENT),
+    "Adjustments": _page_of("adjustments", "Adjustment"),
+    "BookedAdjustment": _object({**_ADJUSTMENT, "amount_spent": MONEY}),
+    "AdjustmentCreation": {
+        **_object({"amount": _AMOUNT, "reason": TEXT, "request_id": _REPEAT}),
+        "required": ["amount", "reason"],
+    },
+    "Price": _object(_PRICE),
+    "Prices": _page_of("prices", "Price"),
+    "NewPrice": _object({**_PRICE, "warnings": _NAMES}),
+    "PriceCreation": {
+        **_object(
+            {
+                "model": TEXT,
+                "provider": _TEXT_OR_NONE,
+                "rates": _RATES,
+                "context_window": _COUNT_OR_NONE,
+                "max_output_tokens": _COUNT_OR_NONE,
+                "valid_from": {"type": ["string", "null"], "description": "A moment, or a day, from its start; null: now."},
+                "request_id": _REPEAT,
+            }
+        ),
+        "required": ["model", "rates"],
+    },
     "AuditRecord": _object(
         {
             "id": COUNT,
@@ -261,6 +314,25 @@ PATHS: Mapping[str, Mapping[str, Schema]] = {
         "post": _route("Give it another secret", "TokenWithSecret", body="Rotation", body_needed=False, where=_NUMBER)
     },
     "/admin/tokens/{id}/topup": {"post": _route("Add to its budget", "ToppedUpToken", body="TopUp", where=_NUMBER)},
+    "/admin/tokens/{id}/adjustments": {
+        "get": _route("Its corrections, the latest first", "Adjustments", query=_PAGE, where=_NUMBER),
+        "post": _route(
+            "Correct what it has spent; with the same request_id once",
+            "BookedAdjustment",
+            body="AdjustmentCreation",
+            where=_NUMBER,
+            status="201",
+        ),
+    },
+    "/admin/prices": {
+        "get": _route(
+            "The price book, the latest first",
+            "Prices",
+            query={"provider": TEXT, "model": TEXT, "source": TEXT, "retired": _FLAG, **_PAGE},
+        ),
+        "post": _route("Add a price; it binds calls admitted from its day on", "NewPrice", body="PriceCreation", status="201"),
+    },
+    "/admin/prices/{id}": {"delete": _route("Retire a price of an administrator", "Price", where=_NUMBER)},
     "/admin/logs/requests": {
         "get": _route(
             "Calls, the latest first",

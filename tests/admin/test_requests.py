@@ -228,7 +228,9 @@ def test_a_page_costs_the_same_however_many_calls_there_are(tokens, db):
         plan = " / ".join(row[3] for row in db.query(f"EXPLAIN QUERY PLAN {sql}", parameters))
         walks_all = "SCAN r USING INDEX sqlite_autoindex_requests_1" in plan or "SCAN r /" in plan
         assert not walks_all or "state" not in sql.partition("WHERE")[2], (sql, plan)
-        few = "'admitted'" in sql or "requests_admitted_at (admitted_at>? AND admitted_at<?)" in plan  # ids made at another time
+        few = (
+            "'admitted'" in sql or "requests_admitted_at (admitted_at>? AND admitted_at<?)" in plan
+        )  # ids made at another time
         assert "TEMP B-TREE" not in plan or few, (sql, plan)
         assert "COUNT" not in sql.upper()
 

@@ -9,8 +9,8 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from gateway.stubs.admin.v1 import audit_pb2, requests_pb2, sessions_pb2, tokens_pb2, usage_pb2
-from services.proxy import admin_json, admin_log, openapi, openapi_admin, routes
+from gateway.stubs.admin.v1 import adjustments_pb2, audit_pb2, prices_pb2, requests_pb2, sessions_pb2, tokens_pb2, usage_pb2
+from services.proxy import admin_books, admin_json, admin_log, openapi, openapi_admin, routes
 from services.proxy.admin_http import AdminRoutes
 from services.proxy.dialects import openai
 from services.proxy.dialects.openai import read_chat
@@ -65,6 +65,9 @@ async def test_the_description_of_administration_names_each_route_of_its_door() 
         ("Session", admin_json.session_to_json(sessions_pb2.Session())),
         ("Call", admin_log.request_to_json(requests_pb2.RequestRecord())),
         ("Customer", admin_json.customer_to_json(usage_pb2.CustomerUsage())),
+        ("Adjustment", admin_books.adjustment_to_json(adjustments_pb2.Adjustment())),
+        ("BookedAdjustment", admin_books.booked_to_json(adjustments_pb2.CreateAdjustmentResponse())),
+        ("Price", admin_books.price_to_json(prices_pb2.Price())),
         ("AuditRecord", admin_json.audit_to_json(audit_pb2.AuditRecord())),
     ],
 )
@@ -76,6 +79,10 @@ def test_what_the_door_of_administration_reads_is_what_is_described() -> None:
     schemas = openapi_admin.SCHEMAS
     assert set(schemas["TokenCreation"]["properties"]) == set(admin_json._CREATABLE)
     assert set(schemas["TokenUpdate"]["properties"]) == set(admin_json._UPDATABLE)
+    assert set(schemas["AdjustmentCreation"]["properties"]) == set(admin_books.ADJUSTMENT)
+    assert set(schemas["PriceCreation"]["properties"]) == set(admin_books.PRICE)
+    prices = openapi_admin.PATHS["/admin/prices"]["get"]
+    assert [parameter["name"] for parameter in prices["parameters"]] == list(admin_books.PRICE_PARAMETERS)
     log = openapi_admin.PATHS["/admin/logs/requests"]["get"]
     assert [parameter["name"] for parameter in log["parameters"]] == list(admin_log.LOG_PARAMETERS)
 
