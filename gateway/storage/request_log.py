@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import product
 from typing import Any
@@ -89,15 +89,17 @@ class RequestLog:
         found: dict[str, LoggedRequest] = {}
         # One query a token and kind of id: so each walks an index in the order of the answer and stops at the limit. What two
         # of them find is told once.
-        for span, token_ids in product(_id_spans(wanted, "" if self._db.is_shared else "+"), self._token_ids(wanted)):
+        hide = "" if self._db.is_shared else "+"
+        for span, token_ids in product(_id_spans(wanted, hide, before_id), self._token_ids(wanted)):
             if span.below and sum(request_id >= span.below for request_id in found) >= limit:
                 break
-            where, parameters = _conditions(wanted, token_ids, by_their_own_index=span.has_index)
+            asked = replace(wanted, since=None, until=None) if span.is_odd else wanted
+            where, parameters = _conditions(asked, token_ids, by_their_own_index=span.has_index)
             where += span.where
             parameters += span.bounds
             # Calls that are open are few, and their index is not in the order of ids: hiding keeps the walk over all ids away.
-            order = f"r.request_id {_HIDE}" if wanted.state == "admitted" or span.is_unordered else "r.request_id"
-            if before_id:
+            order = f"r.request_id {_HIDE}" if wanted.state == "admitted" or span.is_odd else "r.request_id"
+            if before_id and not span.ends_at_cursor:
                 where.append(f"{order} < ?")
                 parameters.append(before_id)
             sql = f"SELECT {_COLUMNS} {_FROM} {_where(where)} ORDER BY {order} DESC LIMIT ?"
@@ -190,13 +192,15 @@ class _Span:
     bounds: list[str]
     has_index: bool = False
     """An index finds the calls of this span by themselves."""
-    is_unordered: bool = False
-    """It is not in the order of ids."""
+    is_odd: bool = False
+    """Its ids were made long before their calls, or by a clock that is ahead: they are few, and its bounds say the moments."""
+    ends_at_cursor: bool = False
+    """No other condition is needed for the position in the list."""
     below: str = ""
     """All its ids are below this one, and those of the other spans are not but for ids without a time; empty: not so."""
 
 
-def _id_spans(wanted: RequestFilter, hide: str) -> list[_Span]:
+def _id_spans(wanted: RequestFilter, hide: str, before_id: str) -> list[_Span]:
     """Where the ids of the calls can lie, when moments are asked for.
 
     Nearly all ids were made at the moment of admission. Those that were made by a clock that is ahead, or long before, are
@@ -209,22 +213,26 @@ def _id_spans(wanted: RequestFilter, hide: str) -> list[_Span]:
     spans = [_Span(["substr(r.request_id, 15, 1) <> '7'"], [], has_index=True)]
     usual = _Span([], [])
     if until is not None:
-        ahead = _Span(["r.admitted_at < ?", f"{hide}r.request_id >= ?"], [to_text(until), _id_at(until, _USUAL)], True, True)
-        ahead.where.append("r.admitted_at >= ?")
-        ahead.bounds.append(to_text(_shifted(until, -_SKEW) if since is None else max(since, _shifted(until, -_SKEW))))
-        spans.append(ahead)
-        usual.where.append("r.request_id < ?")
-        usual.bounds.append(_id_at(until, _USUAL))
+        above = _id_at(until, _USUAL)
+        begins = _shifted(until, -_SKEW) if since is None else max(since, _shifted(until, -_SKEW))
+        spans.append(_found_by_moment(begins, until, f"{hide}odd.request_id >= ?", above))
+        # One upper bound: of two, SQLite begins its walk at the first, however far that is from the other.
+        usual = _Span(["r.request_id < ?"], [min(above, before_id or above)], ends_at_cursor=True)
     spans.append(usual)
     if since is not None:
         below = _id_at(since, -_USUAL)
         usual.where.append("r.request_id >= ?")
         usual.bounds.append(below)
-        late = _Span([f"{hide}r.request_id < ?", "r.admitted_at >= ?"], [below, to_text(since)], True, True, below)
-        late.where.append("r.admitted_at < ?")
-        late.bounds.append(to_text(_shifted(since, _OLDEST_ID) if until is None else min(until, _shifted(since, _OLDEST_ID))))
-        spans.append(late)
+        ends = _shifted(since, _OLDEST_ID) if until is None else min(until, _shifted(since, _OLDEST_ID))
+        spans.append(replace(_found_by_moment(since, ends, f"{hide}odd.request_id < ?", below), below=below))
     return spans
+
+
+def _found_by_moment(begins: datetime, ends: datetime, condition: str, bound: str) -> _Span:
+    """The calls admitted in between whose ids meet a condition. It may read a week of an index, and nothing but the index."""
+    inside = f"SELECT odd.request_id FROM requests odd WHERE odd.admitted_at >= ? AND odd.admitted_at < ? AND {condition}"
+    bounds = [to_text(begins), to_text(ends), bound]
+    return _Span([f"r.request_id IN ({inside})"], bounds, has_index=True, is_odd=True)
 
 
 def _shifted(moment: datetime, span: timedelta) -> datetime:
