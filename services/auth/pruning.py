@@ -13,7 +13,7 @@ from gateway.storage.ledger import Ledger
 from gateway.storage.retention import AT_ONCE, Position, old_calls, prune_denials
 from services.auth.metrics import AuthMetrics
 
-BATCHES: Final = 40
+BATCHES: Final = 60
 """Transactions of one look: it must not keep the sweeper from looking after open calls."""
 PAUSE: Final = 0.02
 """Seconds between two of them, in which others write."""

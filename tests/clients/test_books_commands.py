@@ -79,8 +79,8 @@ def settled_call(installation: Stack, token_id: int) -> None:
         db.run(
             "INSERT INTO requests (request_id, token_id, identity, state, request_model, provider, candidates, admitted_at,"
             " settled_at, input_tokens, output_tokens, usage_source, report_digest) VALUES"
-            " (?, ?, 'proxy', 'settled', 'late-model', 'late', '[[\"late\",\"late-model\",0]]', ?, ?, 1000000, 0, 'provider', 'x')",
-            (uuid7(), token_id, now, now),
+            " (?, ?, 'proxy', 'settled', 'late-model', 'late', ?, ?, ?, 1000000, 0, 'provider', 'x')",
+            (uuid7(), token_id, json.dumps([["late", "late-model", 0]]), now, now),
         )
         db.run(
             "INSERT INTO daily_totals (token_id, day, model, requests, input_tokens) VALUES (?, ?, 'late-model', 1, 1000000)",
