@@ -9,12 +9,14 @@ from typing import Any, Final
 
 from gateway.clock import Clock, from_text, to_text
 from gateway.errors import FailedPrecondition, InvalidArgument, NotFound
+from gateway.limits import rolled
 from gateway.money import MAX_NANOS, to_units
 from gateway.storage import audit, models
 from gateway.storage.adoption import adopt, ask_for_scrubbing, has_inbox
 from gateway.storage.audit import Actor
 from gateway.storage.database import Database
 from gateway.storage.operations import Operations
+from gateway.storage.periods import spent_since
 from gateway.storage.races import again_when_raced
 
 LONGEST_REASON: Final = 500
@@ -93,14 +95,17 @@ class LockedToken:
 
     id: int
     total_spent_nanos: int
+    budget_period: str
+    period_start: str | None
+    period_spent_nanos: int
 
 
 def lock_token(db: Database, token_id: int) -> LockedToken:
     """Reads a token's row in order to correct it, inside `write()`. Raises NotFound."""
-    rows = db.query(f"SELECT id, total_spent_nanos FROM client_tokens WHERE id = ?{db.locking}", (token_id,))
+    rows = db.query(f"SELECT {_LOCKED} FROM client_tokens WHERE id = ?{db.locking}", (token_id,))
     if not rows:
         raise NotFound(f"there is no token {token_id}")
-    return LockedToken(*map(int, rows[0]))
+    return LockedToken(*rows[0])
 
 
 def book(
@@ -126,10 +131,13 @@ def book(
         )
     if spent > MAX_NANOS:
         raise InvalidArgument("amount is too much: a token spends at most 9000000000", metadata={"param": "amount"})
+    # The reset that may be due comes first: a correction belongs to the period that it is booked in.
+    start, in_period = rolled(token.budget_period, token.period_start, token.period_spent_nanos, at)
+    if token.period_start is None and start is not None:
+        in_period = spent_since(db, token.id, start)
     db.run(
-        "UPDATE client_tokens SET total_spent_nanos = total_spent_nanos + ?, period_spent_nanos = period_spent_nanos + ?"
-        " WHERE id = ?",
-        (amount_nanos, amount_nanos, token.id),
+        "UPDATE client_tokens SET total_spent_nanos = ?, period_start = ?, period_spent_nanos = ? WHERE id = ?",
+        (spent, start, in_period + amount_nanos, token.id),
     )
     row = models.Adjustment
     adjustment_id = int(
@@ -160,6 +168,7 @@ def checked_reason(reason: str) -> str:
     return reason
 
 
+_LOCKED = "id, total_spent_nanos, budget_period, period_start, period_spent_nanos"
 _SELECT = "SELECT id, token_id, amount_nanos, reason, actor, created_at FROM adjustments"
 
 

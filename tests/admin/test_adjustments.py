@@ -112,6 +112,17 @@ def test_a_token_written_by_hand_is_made_a_real_one_first(adjustments, db):
     assert reconcile(db) == []
 
 
+def test_a_correction_counts_in_the_budget_period_that_it_is_booked_in(tokens, adjustments, db, clock):
+    token = create(tokens, max_amount_nanos=5 * DOLLAR).token
+    with db.write():
+        db.run("UPDATE client_tokens SET budget_period = 'daily'")
+    adjust(adjustments, token.id, DOLLAR)
+    clock.move(days=1)
+    adjust(adjustments, token.id, 2 * DOLLAR)
+    assert db.query("SELECT period_spent_nanos, total_spent_nanos FROM client_tokens") == [(2 * DOLLAR, 3 * DOLLAR)]
+    assert reconcile(db) == []
+
+
 def test_corrections_are_listed_in_pages_the_newest_first(tokens, adjustments):
     token, other = create(tokens).token, create(tokens).token
     made = [adjust(adjustments, token.id, number + 1).adjustment for number in range(5)]
