@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
@@ -76,8 +77,11 @@ class _Server(ThreadingMixIn, TCPServer):
         super().__init__(address, _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A prober that hangs up is nobody's concern."""
-        _log.debug("probe failed", exc_info=True)
+        """A prober that hangs up is nobody's concern; anything else is a fault of ours."""
+        if isinstance(sys.exception(), OSError):
+            _log.debug("probe failed", exc_info=True)
+        else:
+            _log.error("probe failed", exc_info=True)
 
 
 class _Handler(BaseHTTPRequestHandler):

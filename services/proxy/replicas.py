@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ipaddress
 import socket
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from dataclasses import dataclass, field
@@ -154,8 +155,8 @@ class Replicas:
     @property
     def ready(self) -> bool:
         """Whether one answered the last time it was asked, and is connected or was a moment ago: connections are renewed."""
-        since = asyncio.get_running_loop().time() - RENEWED_WITHIN
-        return any(one.answering and (one.connected or one.answered_at > since) for one in self._replicas.values())
+        since = time.monotonic() - RENEWED_WITHIN  # the loop's clock, which the thread of the metrics cannot ask
+        return any(one.answering and (one.connected or one.answered_at > since) for one in list(self._replicas.values()))
 
     def choose(self, *, beside: Replica | None = None) -> Replica | None:
         """The one to be asked next, the best of those connected; None: there is none.
