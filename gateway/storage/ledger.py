@@ -47,7 +47,10 @@ class Ledger:
         self._events: Counter[str] = Counter()
         self._events_lock = threading.Lock()
         self._writer: Writer[Report | Admission, Settled | Admitted | GatewayError] = Writer(self._apply, idle=self._idle)
-        self._writer.run(self._look_for_plain_text)  # whoever was here before may have been killed right after adopting
+        try:
+            self._writer.run(self._look_for_plain_text)  # whoever was here before may have been killed right after adopting
+        except DatabaseUnavailable:
+            self._must_scrub = True  # nobody knows; to do it for nothing is harmless
 
     def commit(
         self, settlements: Sequence[Report], admissions: Sequence[Admission], *, timeout: float = COMMIT_TIMEOUT

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeVar
 
 from gateway.errors import DatabaseUnavailable, FailedPrecondition
 from gateway.storage.database import BUSY_TIMEOUT, Database, connect
 from gateway.storage.migrate import pending, refuse_newer
+
+T = TypeVar("T")
 
 _POLL: Final = 0.5
 _TELL_EVERY: Final = 30.0
@@ -38,6 +40,22 @@ def for_database(
                 raise FailedPrecondition(f"{error}; run `gateway init` or `gateway migrate`") from error
             if str(error) != told or time.monotonic() >= tell_again:
                 told, tell_again = str(error), time.monotonic() + _TELL_EVERY
+                tell(told)
+        time.sleep(_POLL)
+
+
+def while_away(step: Callable[[], T], *, tell: Callable[[str], None] = lambda _: None) -> T:
+    """What a step of a service's start gives, made again as long as the database is away or held.
+
+    tell: as in `for_database`. Raises whatever else the step raises.
+    """
+    told = ""
+    while True:
+        try:
+            return step()
+        except DatabaseUnavailable as error:
+            if str(error) != told:
+                told = str(error)
                 tell(told)
         time.sleep(_POLL)
 

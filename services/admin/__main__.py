@@ -42,7 +42,7 @@ def main() -> None:
             unless_stopped(partial(waiting.for_database, settings.database_url, busy_timeout=_BUSY_TIMEOUT, tell=tell_waiting))
         ) as db:
             db.set_cache(_CACHE_KIB)
-            claim_token_key(db, key)
+            unless_stopped(partial(waiting.while_away, partial(claim_token_key, db, key), tell=tell_waiting))
             clock, registry = SystemClock(), service_registry("admin", certificate_ends=lambda: renewal.expires_at)
             metrics, database = AdminMetrics(registry), DatabaseMetrics(registry)
             sessions = SessionCount(db, metrics, clock=clock)

@@ -13,7 +13,7 @@ from gateway.process import logs, token_key
 from gateway.process.lifecycle import serve_until_signal, unless_stopped
 from gateway.process.metrics import DatabaseMetrics, service_registry
 from gateway.process.probes import start_probes
-from gateway.process.settings import SettingsError, load_settings
+from gateway.process.settings import Settings, SettingsError, load_settings
 from gateway.process.settings_rows import price_rows, provider_rows
 from gateway.process.stderr import cannot_start, catch_stray, tell_waiting
 from gateway.rpc.identity import Identity, IdentityError
@@ -45,7 +45,7 @@ def main() -> None:
         denials = DenialLog(clock)
         with (
             closing(unless_stopped(partial(waiting.for_database, settings.database_url, tell=tell_waiting))) as db,
-            closing(_open_ledger(db, key, clock)) as ledger,
+            closing(Ledger(db, token_key=key, clock=clock)) as ledger,
             Sweeper(
                 db=db,
                 ledger=ledger,
@@ -55,7 +55,8 @@ def main() -> None:
                 retention_days=settings.retention_days,
             ),
         ):
-            load_configuration(db, price_rows(settings), provider_rows(settings), clock)
+            first_steps = partial(_prepare, db, key, settings, clock)
+            unless_stopped(partial(waiting.while_away, first_steps, tell=tell_waiting))
             server = make_server(
                 db=db,
                 ledger=ledger,
@@ -78,9 +79,10 @@ def main() -> None:
         sys.exit(cannot_start("auth", error))
 
 
-def _open_ledger(db: Database, key: bytes, clock: SystemClock) -> Ledger:
+def _prepare(db: Database, key: bytes, settings: Settings, clock: SystemClock) -> None:
+    """What a database needs before calls are decided by it. Harmless to repeat."""
     claim_token_key(db, key)
-    return Ledger(db, token_key=key, clock=clock)
+    load_configuration(db, price_rows(settings), provider_rows(settings), clock)
 
 
 if __name__ == "__main__":
