@@ -56,7 +56,7 @@ async def test_a_denial_is_the_refusal_of_its_reason_with_all_its_figures(tmp_pa
             "needed_nanos": "10",
             "limit": "max_amount",
             "token_id": "7",
-            "resets_at": "2027-01-01T00:00:00Z",
+            "resets_at": "2027-01-01T00:00:00.000000Z",
         }
         with pytest.raises(TokenUnknown):
             await gate.validate(call("sk-someone-elses"))
