@@ -107,6 +107,9 @@ class App:
         """Notes that the proxy is about to stop."""
         self.closing = True
 
+    def _is_closing(self) -> bool:
+        return self.closing
+
     @property
     def open_requests(self) -> int:
         """How many requests are open."""
@@ -136,7 +139,7 @@ class App:
 
     async def _serve(self, request: web.BaseRequest, table: routes.Table) -> web.StreamResponse:
         clock = asyncio.get_running_loop().time
-        exchange = Exchange(request, uuid7(), clock(), request.remote or "")
+        exchange = Exchange(request, uuid7(), clock(), request.remote or "", closing=self._is_closing)
         if self._proxies is not None:
             exchange.address, exchange.scheme = self._proxies.caller(request)
         if self._cors is not None and request.raw_path.startswith(cors.PREFIX):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,8 @@ class Exchange:
     """What the caller used, `http` or `https`, where proxies are trusted; empty: it is the connection's own."""
     cors: Mapping[str, str] | None = None
     """What a browser is told about other origins; None: nothing."""
+    closing: Callable[[], bool] = lambda: False
+    """Whether the connection is to end with this answer, as the edge is about to stop: to be asked when its head is sent."""
     ticket: Ticket | None = None
     """The admitted call; None: there is none."""
     model: str = ""

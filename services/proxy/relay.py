@@ -41,6 +41,13 @@ class _EventStream(web.StreamResponse):
     _send_headers_immediately = False
 
 
+async def _begin(exchange: Exchange, response: web.StreamResponse) -> None:
+    """Sends the head of a stream. A caller who keeps his connection to an edge that stops would keep it from stopping."""
+    if exchange.closing():
+        response.force_close()
+    await response.prepare(exchange.request)
+
+
 class Relay:
     """Passes answers on.
 
@@ -109,7 +116,7 @@ class Relay:
                 await response.write_eof(errors.event(failure))
             else:
                 if not response.prepared:
-                    await response.prepare(exchange.request)
+                    await _begin(exchange, response)
                 ticket.settle()
                 await response.write_eof(target.provider.keys.redact(meter.last or b""))
                 whole = True
@@ -139,7 +146,7 @@ class Relay:
                 if events:
                     if not response.prepared:
                         ticket.first_byte()
-                        await response.prepare(exchange.request)
+                        await _begin(exchange, response)
                     await response.write(keys.redact(events))
                 ticket.tick()
         except BrokenOff as failure:
@@ -150,7 +157,7 @@ class Relay:
             rest = meter.end()
             if rest:
                 if not response.prepared:
-                    await response.prepare(exchange.request)
+                    await _begin(exchange, response)
                 await response.write(keys.redact(rest))
         if meter.failed:
             ticket.error_code = "upstream_error"

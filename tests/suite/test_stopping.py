@@ -41,7 +41,7 @@ async def test_a_stopping_edge_takes_calls_for_a_while_and_lets_every_stream_end
         told_at = time.monotonic()
         await asyncio.to_thread(wait_for, "it is not ready", lambda: suite.stack.status("/readyz") == 503, seconds=1)
         while time.monotonic() - told_at < LAME_DUCK - 0.5:
-            async with session.post(url, json=body, headers=headers) as response:
+            async with session.post(url, json=body | {"stream": len(statuses) % 2 == 1}, headers=headers) as response:
                 statuses.append(response.status)
                 closing.append(response.headers.get("Connection"))
                 await response.read()
