@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup run test check protos lint types bench lock compose-check
+.PHONY: help setup run test prove check protos lint types bench lock compose-check
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ run: $(VENV)/.runtime ## start all services on this machine, with SQLite in data
 
 test: setup ## run the tests
 	$(BIN)/python -m pytest -n 2 -q
+
+prove: setup ## run every row of docs/proof.md in full, on both databases, and report (about an hour)
+	$(BIN)/python -m tests.prove --report prove.md $(PROVE)
 
 check: lint types ## what CI runs beside the tests
 	$(BIN)/buf lint

@@ -1,0 +1,97 @@
+"""Runs the rows: a proof for each test, installations on each database, and a record of each figure for the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.prove.proof import SEED, Proof
+from tests.prove.register import BOTH, ROWS
+from tests.prove.site import Site
+from tests.suite.conftest import fresh, made, made_postgres, postgres  # noqa: F401 - the fixtures
+
+RECORD = os.environ.get("GATEWAY_TEST_RECORD")  # a file for one line of JSON a test, which the report is made from
+ONLY = [row for row in os.environ.get("GATEWAY_TEST_ROWS", "").split(",") if row]  # the rows to run; none: all
+DATABASES = [one for one in os.environ.get("GATEWAY_TEST_DATABASES", "").split(",") if one] or list(BOTH)
+_PROOF = pytest.StashKey[Proof]()
+
+
+def _row_of(item: pytest.Item) -> str:
+    mark = item.get_closest_marker("proves")
+    assert mark is not None, f"{item.nodeid} proves no row: mark it with @pytest.mark.proves(...)"
+    (row,) = mark.args
+    assert row in ROWS, f"{row} is no row of the register"
+    return str(row)
+
+
+@pytest.fixture
+def proof(request: pytest.FixtureRequest) -> Proof:
+    """Where the test puts its figures; it fails at its end if one is not as expected."""
+    case = request.node.name.partition("[")[2].rstrip("]")
+    proof = Proof(_row_of(request.node), case, random.Random(f"{SEED} {request.node.name}"))
+    request.node.stash[_PROOF] = proof
+    return proof
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that wants `database` or `site` runs on every database of its row."""
+    mark = metafunc.definition.get_closest_marker("proves")
+    if mark is not None and "database" in metafunc.fixturenames:
+        metafunc.parametrize("database", [one for one in ROWS[mark.args[0]].databases if one in DATABASES])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves the rows that were asked for, and orders them as the register does."""
+    here = [item for item in items if item.get_closest_marker("proves")]
+    if ONLY:
+        others = [item for item in here if _row_of(item) not in ONLY]
+        items[:] = [item for item in items if item not in others]
+    elif RECORD:
+        items.sort(key=lambda item: list(ROWS).index(_row_of(item)) if item in here else -1)
+
+
+@pytest.fixture
+def site(request: pytest.FixtureRequest, database: str, proof: Proof) -> Callable[..., Site]:
+    """Makes installations on the row's database: `site("auth", "proxy")`. On PostgreSQL there are two of each of these."""
+    make = request.getfixturevalue({"sqlite": "fresh", "postgres": "postgres"}[database])
+    replicas = 2 if database == "postgres" else 1
+
+    def start(*services: str, **options: object) -> Site:
+        names = [name for service in services for name in Site.names(service, replicas)]
+        return Site(make(*names, replicas=replicas, **options), proof, replicas)
+
+    return start
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
+    """The verdict, as part of the test itself."""
+    result = yield
+    if _PROOF in pyfuncitem.stash:
+        pyfuncitem.stash[_PROOF].verdict()
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Writes down what a test found as soon as it is over: nothing is lost when the run is stopped."""
+    report = yield
+    if RECORD and (report.when == "call" or report.outcome != "passed"):
+        proof = item.stash.get(_PROOF, None)
+        line = {
+            "row": _row_of(item),
+            "test": item.nodeid,
+            "case": proof.case if proof else item.name.partition("[")[2].rstrip("]"),
+            "outcome": report.outcome,
+            "minutes": round(call.duration / 60, 2),
+            "figures": [vars(figure) for figure in proof.figures] if proof else [],
+            "fault": str(report.longrepr[2] if report.outcome == "skipped" else report.longrepr or ""),
+        }
+        with Path(RECORD).open("a") as file:
+            file.write(json.dumps(line, default=str) + "\n")
+    return report
