@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +16,13 @@ PATIENCE = 1 if FULL else 5  # a tenth is run beside other tests, on a machine t
 
 @dataclass
 class Figure:
-    """One measured value. `ok` None: it was expected to be nothing in particular."""
+    """One measured value. `ok` None: it was expected to be nothing in particular. `brief`: it stands in the summary, too."""
 
     name: str
     value: Any
     expected: str = ""
     ok: bool | None = None
+    brief: bool = True
 
 
 @dataclass
@@ -34,6 +36,14 @@ class Proof:
     case: str
     chance: random.Random
     figures: list[Figure] = field(default_factory=list)
+    _brief: bool = True
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """What every row measures in the same way: in the report, but in its summary only where it does not hold."""
+        self._brief = False
+        yield
+        self._brief = True
 
     @staticmethod
     def size(full: int, tenth: int | None = None) -> int:
@@ -44,11 +54,11 @@ class Proof:
 
     def note(self, name: str, value: Any) -> None:
         """A figure that is expected to be nothing in particular."""
-        self.figures.append(Figure(name, value))
+        self.figures.append(Figure(name, value, brief=self._brief))
 
     def holds(self, name: str, value: Any, expected: str, ok: bool) -> None:
         """A figure, what it was to be in words, and whether it is."""
-        self.figures.append(Figure(name, value, expected, bool(ok)))
+        self.figures.append(Figure(name, value, expected, bool(ok), self._brief))
 
     def equals(self, name: str, value: Any, expected: Any) -> None:
         self.holds(name, value, f"= {expected}", value == expected)

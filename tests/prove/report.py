@@ -10,6 +10,7 @@ from typing import Any
 from tests.prove.register import ROWS
 
 Record = dict[str, Any]
+_VERDICTS = {"passed": "holds", "failed": "**DOES NOT HOLD**", "skipped": "not run here"}
 
 
 def read(path: Path) -> list[Record]:
@@ -30,7 +31,7 @@ def failed(records: Iterable[Record]) -> list[Record]:
 
 def render(records: list[Record], *, heading: str, unproven: Collection[str] = ()) -> str:
     """The report as text."""
-    lines = [f"# {heading}", ""]
+    lines = [f"# {heading}", "", *_summary(records), ""]
     for row in ROWS:
         own = [record for record in records if record["row"] == row]
         if own:
@@ -46,11 +47,32 @@ def render(records: list[Record], *, heading: str, unproven: Collection[str] = (
     return "\n".join(lines) + "\n"
 
 
+def _summary(records: list[Record]) -> list[str]:
+    """A line a test."""
+    lines = ["| row | on | what was measured | verdict | min |", "|---|---|---|---|---|"]
+    for row in ROWS:
+        for record in (one for one in records if one["row"] == row):
+            told = [
+                f"{figure['name']}: {figure['value']}"
+                for figure in record["figures"]
+                if figure["brief"] or figure["ok"] is False
+            ]
+            cells = (
+                row,
+                record["case"],
+                "; ".join(told) or record["fault"][-200:],
+                _VERDICTS[record["outcome"]],
+                record["minutes"],
+            )
+            lines.append("| " + " | ".join(str(cell).replace("|", "/").replace("\n", " ") for cell in cells) + " |")
+    return lines
+
+
 def _of_row(row: str, records: list[Record]) -> list[str]:
     told = ROWS[row]
     lines = [f"## {row}: {told.threat}", "", f"Done: {told.done}.", "", f"Expected: {told.expected}.", ""]
     for record in records:
-        verdict = {"passed": "holds", "failed": "**DOES NOT HOLD**", "skipped": "not run here"}[record["outcome"]]
+        verdict = _VERDICTS[record["outcome"]]
         name = record["test"].rpartition("::")[2].partition("[")[0].removeprefix("test_").replace("_", " ")
         lines += [f"**{record['case'] or 'once'}**: {name}: {verdict}, {record['minutes']} min", ""]
         if record["figures"]:

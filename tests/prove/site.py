@@ -66,10 +66,11 @@ class Site:
         """I7: reads every token's budget each 50 ms while the block runs."""
         with BudgetWatch(self.stack.database) as watch:
             yield watch
-        self._proof.holds("I7: samples", watch.samples, ">= 1", watch.samples >= 1)
-        self._proof.equals("I7: samples above a budget", len(watch.above), 0)
-        if watch.above:
-            self._proof.note("I7: the first of them", watch.above[0])
+        with self._proof.aside():
+            self._proof.holds("I7: samples", watch.samples, ">= 1", watch.samples >= 1)
+            self._proof.equals("I7: samples above a budget", len(watch.above), 0)
+            if watch.above:
+                self._proof.note("I7: the first of them", watch.above[0])
 
     def settle(
         self, rates: Prices, told: Iterable[Told] = (), *, quiet: float = QUIET, estimates: int | None = 0, unreported: int = 0
@@ -79,6 +80,10 @@ class Site:
         told: what the callers saw; whoever had a whole answer must be charged exactly.
         estimates: how many rows may be estimated at the most; None: any number.
         """
+        with self._proof.aside():
+            return self._settle(rates, told, quiet, estimates, unreported)
+
+    def _settle(self, rates: Prices, told: Iterable[Told], quiet: float, estimates: int | None, unreported: int) -> Findings:
         proof, started = self._proof, time.monotonic()
         while open_holds(self.stack.database) and time.monotonic() - started < quiet * PATIENCE:
             time.sleep(0.05)
