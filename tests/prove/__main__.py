@@ -1,4 +1,5 @@
 """Proves the rows in full: `python -m tests.prove [--rows M1,C2] [--database sqlite] [--seed 7] [--tenth] [--report FILE]`.
+`--list` says what the rows are.
 
 Runs them one after another on a machine that should have nothing else to do, prints a report and exits with 1 when one does
 not hold, or was not run at all.
@@ -23,6 +24,9 @@ LONGEST = 1800  # seconds that one test may take
 
 def main() -> int:
     options = _options()
+    if options.list:
+        print(report.table_of_rows())
+        return 0
     wanted = options.rows or list(ROWS)
     with tempfile.TemporaryDirectory(prefix="gateway-prove-") as folder:
         record = Path(folder) / "record.jsonl"
@@ -47,6 +51,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.prove", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--list", action="store_true", help="say what the rows are, and run nothing")
     parser.add_argument("--rows", type=_rows, help="only these, such as M1,C2")
     parser.add_argument(
         "--database", dest="databases", type=_databases, default=list(BOTH), help="sqlite, postgres, or both (the default)"

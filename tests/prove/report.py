@@ -18,6 +18,14 @@ def read(path: Path) -> list[Record]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def table_of_rows() -> str:
+    """What is done and expected in each row."""
+    lines = ["| row | threat | done | expected | databases |", "|---|---|---|---|---|"]
+    for name, row in ROWS.items():
+        lines.append(f"| {name} | {row.threat} | {row.done} | {row.expected} | {', '.join(row.databases)} |")
+    return "\n".join(lines)
+
+
 def missing(records: Iterable[Record], wanted: Collection[str], databases: Collection[str]) -> list[str]:
     """The rows that no test has run at all, of those that have one of these databases."""
     run = {record["row"] for record in records}
