@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from dataclasses import field as dataclass_field
 from datetime import UTC, datetime
@@ -83,7 +83,7 @@ class TokenStore:
             rows = list(query.execute(self._db))
         if any(_has_inbox(found) for found in rows):
             with self._db.write():
-                self._adopt()
+                self._adopt(wanted=())  # a row that a person is writing in is shown as it was
                 rows = list(query.clone().execute(self._db))
         return [self._token(found) for found in rows]
 
@@ -232,8 +232,8 @@ class TokenStore:
     def _token(self, row: Any) -> ClientToken:
         return _to_token(row, self._clock.now())
 
-    def _adopt(self) -> None:
-        if adopt(self._db, self._key, to_text(self._clock.now())):
+    def _adopt(self, wanted: Collection[str] | None = None) -> None:
+        if adopt(self._db, self._key, to_text(self._clock.now()), wanted=wanted):
             ask_for_scrubbing(self._db)
 
     def _new_period(self, token: ClientToken, period: str) -> dict[str, Any]:
@@ -270,10 +270,10 @@ class TokenStore:
         return after
 
     def _secret_columns(self, secret: str) -> dict[str, Any]:
-        if has_inbox(self._db):  # one of those may have this very secret
-            self._adopt()
-        row = models.ClientToken
         digest = tokens.hash_secret(self._key, secret).hex()
+        if has_inbox(self._db):  # one of those may have this very secret
+            self._adopt(wanted={digest})
+        row = models.ClientToken
         works_on = (row.previous_token_hash == digest) & (row.previous_valid_until > to_text(self._clock.now()))
         taken = row.select(row.id).where(row.deleted_at.is_null(), (row.token_hash == digest) | works_on)
         if list(taken.execute(self._db)):

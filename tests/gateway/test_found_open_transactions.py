@@ -9,12 +9,15 @@ import pytest
 
 from gateway import errors
 from gateway.admission import Admitted
+from gateway.client_tokens import NewToken
 from gateway.storage import batch_rows
 from gateway.storage.adoption import has_inbox
+from gateway.storage.audit import Actor
 from gateway.storage.database import connect
 from gateway.storage.faults import RowLocked
 from gateway.storage.reconcile import reconcile
-from tests.support.ledger import add_token, admission, make_database, open_ledger
+from gateway.storage.tokens import TokenStore
+from tests.support.ledger import KEY, MovedClock, add_token, admission, make_database, open_ledger
 
 
 @pytest.fixture
@@ -66,6 +69,20 @@ def test_a_row_that_a_person_holds_keeps_no_other_one_from_being_adopted(ledger,
         # Its own answer, not a fault of auth: the proxy would pass over an auth whose database is away.
         assert isinstance(look(ledger, "a-token-that-is-held"), RowLocked)
     assert isinstance(look(ledger, "a-token-that-is-held"), Admitted)
+
+
+def test_administrators_list_and_make_tokens_while_a_person_holds_a_new_row(db, postgres_url):
+    add_token(db, "a-token-that-is-held")
+    database = connect(postgres_url)
+    store = TokenStore(database, token_key=KEY, clock=MovedClock())
+    with psycopg.connect(postgres_url) as person:
+        person.execute("UPDATE client_tokens SET remark = 'mine' WHERE token = 'a-token-that-is-held'")
+        made = store.create(NewToken(name="another"), actor=Actor("operator"))
+        assert [token.name for token in store.page(limit=10)] == ["another", "t"]
+    assert [token.remark for token in store.page(limit=10)] == ["", "mine"]
+    assert not has_inbox(db)
+    assert made.token.name == "another"
+    database.close()
 
 
 def test_a_token_that_another_process_adopts_between_two_looks_is_known(ledger, db, monkeypatch):
