@@ -17,13 +17,17 @@ from tests.suite.audit import AGENT
 
 @dataclass
 class Told:
-    """What one caller saw. status 0: the connection failed. whole: the answer came to its end, without an error event."""
+    """What one caller saw. status 0: the connection failed. whole: the answer came to its end, without an error event.
+
+    began: when it was made, in monotonic seconds. seconds: how long it took.
+    """
 
     nonce: str
     status: int
     code: str = ""
     whole: bool = False
     retry_after: str = ""
+    began: float = 0.0
     seconds: float = 0.0
     text: str = ""
 
@@ -43,7 +47,7 @@ async def call(
     told = Told(nonce, 0)
     body = {"model": model, "messages": [{"role": "user", "content": f"nonce:{nonce} {prompt}"}], "stream": stream, **fields}
     headers = {"Authorization": f"Bearer {token}", "User-Agent": AGENT + nonce}
-    started = time.monotonic()
+    told.began = started = time.monotonic()
     try:
         async with session.post(f"{base_url}/chat/completions", json=body, headers=headers) as response:
             told.status, told.retry_after = response.status, response.headers.get("Retry-After", "")

@@ -69,6 +69,7 @@ class Stack:
             "PYTHONUNBUFFERED": "1",
             **(settings or {}),
         }
+        self.own: dict[str, dict[str, str]] = {}  # variables of single processes, by their name
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._starts = 0
 
@@ -91,7 +92,7 @@ class Stack:
             }
         elif name.startswith("proxy-"):
             own = {"GATEWAY_HTTP_PORT": str(self.ports[name])}
-        return self.environment | own
+        return self.environment | own | self.own.get(name, {})
 
     def gateway(self, *arguments: str, check: bool = True, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         """Runs the `gateway` command in this installation. Raises AssertionError with its output when it fails."""
