@@ -7,13 +7,24 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.prove.proof import SEED, Proof
 from tests.prove.register import BOTH, ROWS
 from tests.prove.site import Site
-from tests.suite.conftest import fresh, made, made_postgres, postgres  # noqa: F401 - the fixtures
+from tests.suite import forked
+from tests.suite.conftest import (  # noqa: F401 - the fixtures
+    Installation,
+    fresh,
+    initialised,
+    install,
+    made,
+    made_postgres,
+    postgres,
+)
+from tests.support.postgres import PostgresServer
 
 RECORD = os.environ.get("GATEWAY_TEST_RECORD")  # a file for one line of JSON a test, which the report is made from
 ONLY = [row for row in os.environ.get("GATEWAY_TEST_ROWS", "").split(",") if row]  # the rows to run; none: all
@@ -57,15 +68,56 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def site(request: pytest.FixtureRequest, database: str, proof: Proof) -> Callable[..., Site]:
-    """Makes installations on the row's database: `site("auth", "proxy")`. On PostgreSQL there are two of each of these."""
+    """Makes installations on the row's database: `site("auth", "proxy")`. On PostgreSQL there are two of each of these.
+
+    has_own_server=True: over a PostgreSQL server that the test may break, as `Site.server`.
+    """
     make = request.getfixturevalue({"sqlite": "fresh", "postgres": "postgres"}[database])
     replicas = 2 if database == "postgres" else 1
 
-    def start(*services: str, **options: object) -> Site:
+    def start(*services: str, has_own_server: bool = False, **options: object) -> Site:
         names = [name for service in services for name in Site.names(service, replicas)]
+        own = request.getfixturevalue("own_server") if has_own_server and database == "postgres" else None
+        if own:
+            return Site(own(*names, replicas=replicas, **options), proof, replicas, own.server)
         return Site(make(*names, replicas=replicas, **options), proof, replicas)
 
     return start
+
+
+class _OwnServer:
+    """Makes installations over one PostgreSQL server that waits for the disk, as a real one does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.server = PostgresServer(synced=True)
+        self._folder = folder
+        self._running: list[Iterator[Installation]] = []
+
+    def __call__(self, *services: str, **options: Any) -> Installation:
+        url, folder = self.server.create(), self._folder / f"own-server-{len(self._running)}"
+        data = initialised(folder / "made", GATEWAY_DATABASE_URL=url)
+        self._running.append(install(folder / "installation", data, *services, GATEWAY_DATABASE_URL=url, **options))
+        return next(self._running[-1])
+
+    def close(self) -> None:
+        for running in self._running:
+            next(running, None)
+        self.server.close()
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[_OwnServer]:
+    """For tests that break the server itself: the others share one."""
+    own = _OwnServer(tmp_path)
+    yield own
+    own.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forks_end() -> Iterator[None]:
+    """Ends the process that forks services, when no test needs it any more."""
+    yield
+    forked.close()
 
 
 @pytest.hookimpl(wrapper=True)

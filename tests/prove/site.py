@@ -9,14 +9,16 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from tests.fakes.balancer import Balancer
-from tests.prove.proof import PATIENCE, Proof
+from tests.prove.proof import FULL, PATIENCE, Proof
 from tests.prove.watch import BudgetWatch
 from tests.suite.audit import Findings, Prices, audit, open_holds
 from tests.suite.conftest import Installation
 from tests.suite.load import Told
+from tests.support.postgres import PostgresServer
 
 QUIET = 5.0  # seconds after the last call within which no hold may be open
 LEASE = 90.0  # seconds; 60 until a dead proxy's beat is missed, and the sweeper's own pace
+SHORT_LEASE = None if FULL else 15.0  # three beats of a proxy, for tests with `is_forked=True` that do not have a minute
 
 
 def outcomes(told: Iterable[Told]) -> Counter[str]:
@@ -25,9 +27,13 @@ def outcomes(told: Iterable[Told]) -> Counter[str]:
 
 
 class Site:
-    """An installation, its doors and its books. `installation` has the stack, the provider and the tokens."""
+    """An installation, its doors and its books. `installation` has the stack, the provider and the tokens.
 
-    def __init__(self, installation: Installation, proof: Proof, replicas: int) -> None:
+    server: the PostgreSQL server, where it is the test's own.
+    """
+
+    def __init__(self, installation: Installation, proof: Proof, replicas: int, server: PostgresServer | None = None) -> None:
+        self.server = server
         self.installation, self.stack, self.provider = installation, installation.stack, installation.provider
         self._proof = proof
         self._replicas = replicas

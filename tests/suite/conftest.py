@@ -59,17 +59,24 @@ ADMIN_PASSWORD = "correct horse battery staple"
 
 
 def install(
-    directory: Path, made: Path, *services: str, replicas: int = 1, ready: bool = True, **settings: str
+    directory: Path,
+    made: Path,
+    *services: str,
+    replicas: int = 1,
+    ready: bool = True,
+    is_forked: bool = False,
+    lease: float | None = None,
+    **settings: str,
 ) -> Iterator[Installation]:
     """Starts the services in a copy of what `gateway init` made; ends everything when the generator does.
 
-    ready: whether to wait until the edges take calls.
+    ready: whether to wait until the edges take calls. is_forked, lease: as `Stack` tells.
     """
-    directory.mkdir(exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     shutil.copytree(made, directory / "data")
     provider = ProviderProcess(directory)
     try:
-        with Stack(directory, toml(provider.base_url), settings, replicas=replicas) as stack:
+        with Stack(directory, toml(provider.base_url), settings, replicas=replicas, is_forked=is_forked, lease=lease) as stack:
             stack.start(*services)
             if ready:
                 stack.wait_until_ready()
@@ -78,13 +85,18 @@ def install(
         provider.close()
 
 
+def initialised(directory: Path, **settings: str) -> Path:
+    """Runs `gateway init` in a folder, and gives the data directory that it made."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with Stack(directory, toml("http://127.0.0.1:9/v1"), {"GATEWAY_ADMIN_PASSWORD": ADMIN_PASSWORD} | settings) as stack:
+        stack.gateway("init")
+    return directory / "data"
+
+
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The data directory as `gateway init` leaves it."""
-    directory = tmp_path_factory.mktemp("made")
-    with Stack(directory, toml("http://127.0.0.1:9/v1"), {"GATEWAY_ADMIN_PASSWORD": ADMIN_PASSWORD}) as stack:
-        stack.gateway("init")
-    return directory / "data"
+    return initialised(tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture(scope="session")
@@ -115,10 +127,7 @@ def fresh(tmp_path: Path, made: Path) -> Iterator[Installer]:
 def made_postgres(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The data directory as `gateway init` leaves it where the database is a PostgreSQL one, and the name of that database."""
     directory, url = tmp_path_factory.mktemp("made-postgres"), shared_server().create()
-    settings = {"GATEWAY_ADMIN_PASSWORD": ADMIN_PASSWORD, "GATEWAY_DATABASE_URL": url}
-    with Stack(directory, toml("http://127.0.0.1:9/v1"), settings) as stack:
-        stack.gateway("init")
-    return directory / "data", url.rpartition("/")[2]
+    return initialised(directory, GATEWAY_DATABASE_URL=url), url.rpartition("/")[2]
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from tests.fakes.call import Call, read_ledger
+from tests.suite import forked
 from tests.suite.database import Database, change, select
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -46,9 +47,20 @@ class Stack:
 
     config: the text of gateway.toml. settings: further GATEWAY_* variables, and keys that the configuration names.
     replicas: of auth and of proxy. They are called `auth`, `auth-2` and so on, each with ports of its own.
+    is_forked: auth, admin and proxy are forked from a process that has imported them, for tests that start them often.
+    lease: where they are, the seconds that a proxy's beat may be missed, for tests that cannot wait for a minute.
     """
 
-    def __init__(self, directory: Path, config: str, settings: Mapping[str, str] | None = None, *, replicas: int = 1) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        config: str,
+        settings: Mapping[str, str] | None = None,
+        *,
+        replicas: int = 1,
+        is_forked: bool = False,
+        lease: float | None = None,
+    ) -> None:
         self.directory, self.data, self.logs = directory, directory / "data", directory / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
         self.http_port, self.auth_port, self.admin_port, self.demo_port = (free_port() for _ in range(4))
@@ -70,7 +82,8 @@ class Stack:
             **(settings or {}),
         }
         self.own: dict[str, dict[str, str]] = {}  # variables of single processes, by their name
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, subprocess.Popen[bytes] | forked.ForkedProcess] = {}
+        self._is_forked, self._lease = is_forked, lease
         self._starts = 0
 
     @property
@@ -115,7 +128,12 @@ class Stack:
         for service in services:
             assert service not in self.processes or self.processes[service].poll() is not None, f"{service} is running"
             self._starts += 1
-            with (self.logs / f"{service}-{self._starts}.log").open("wb") as log:
+            path = self.logs / f"{service}-{self._starts}.log"
+            if self._is_forked:
+                kind, environment = service.partition("-")[0], self._environment_of(service)
+                self.processes[service] = forked.start(kind, environment, path, self._lease)
+                continue
+            with path.open("wb") as log:
                 self.processes[service] = subprocess.Popen(
                     [sys.executable, "-m", f"services.{service.partition('-')[0]}"],
                     cwd=REPOSITORY,

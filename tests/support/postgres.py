@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -113,6 +114,26 @@ class PostgresServer:
             self._process.wait(30)
             self._process = None
 
+    def stand_still(self) -> None:
+        """SIGSTOP for the server and all its backends: connections stand, and nothing comes."""
+        # The server first, so that it starts no further backend.
+        for pid in (self.pid, *self._children()):
+            _signal(pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """SIGCONT."""
+        for pid in (*self._children(), self.pid):
+            _signal(pid, signal.SIGCONT)
+
+    def _children(self) -> list[int]:
+        # Not /proc/PID/task/PID/children: not every kernel has it.
+        found = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                if int(path.read_text().rpartition(")")[2].split()[1]) == self.pid:
+                    found.append(int(path.parent.name))
+        return found
+
     def close(self) -> None:
         """Stops the server and deletes its data."""
         self.stop(signal.SIGQUIT)
@@ -137,6 +158,11 @@ def _binaries(directory: Path, as_user: dict[str, Any]) -> Path:
         shutil.copytree(installed, directory / "install", symlinks=True)
         return directory / "install" / "bin"
     return installed / "bin"
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):  # a backend may end at any moment
+        os.kill(pid, number)
 
 
 def _free_port() -> int:
