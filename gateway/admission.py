@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from gateway.errors import GatewayError
+from gateway.explain import Explanation
 from gateway.limits import RateLimit
 from gateway.quota import Call, PricedCandidate
 from gateway.usage import State
@@ -32,6 +34,10 @@ class Admission:
     client_ip: str = ""
     user_agent: str = ""
     proxy_id: str = ""
+    token_id: int = 0
+    """For a dry run, in place of `token_hash`; 0: by the hash."""
+    look_id: str = ""
+    """For a look: the id under which its refusal is kept; empty: it is only counted."""
     digest: str = ""
     """The same for the same arguments; a repeat with another one is refused."""
 
@@ -46,6 +52,28 @@ class Admitted:
     candidates: Sequence[PricedCandidate] = ()
     rate_limits: Sequence[RateLimit] = ()
     """The token's limits a minute, after this call."""
+
+
+@dataclass(frozen=True, slots=True)
+class PriceOrigin:
+    """Where a row of the price book comes from. source: `admin`, `file` or `builtin`; valid_from: empty: always."""
+
+    source: str
+    valid_from: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """What a call would be answered at a moment, and why. Nothing was done."""
+
+    at: datetime
+    token_id: int
+    """0: no live token has this secret."""
+    answer: Admitted | GatewayError
+    explanation: Explanation
+    candidates: Sequence[PricedCandidate]
+    origins: Sequence[PriceOrigin | None]
+    """Of each candidate's price; None: it has none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,19 +118,28 @@ def _minutes(now: datetime) -> tuple[str, str]:
     return minute_of(now), to_text(now + MINUTE)
 
 
-def refusal(window: Window, now: datetime) -> Refusal | None:
-    """Why one more call may not pass now; None: it may. The counters are of this minute (`enter_minute`)."""
-    if window.max_parallel_requests is not None and window.open_calls >= window.max_parallel_requests:
-        return RateLimited(
-            f"This token may have {_many(window.max_parallel_requests, 'call')} open at once. Try again when one has ended.",
-            retry_after=PARALLEL_RETRY_AFTER,
-            metadata={"limit": PARALLEL, "limit_value": str(window.max_parallel_requests)},
-        )
-    if window.requests_per_minute is not None and window.window_requests >= window.requests_per_minute:
-        return _full(REQUESTS, window.requests_per_minute, "call", window, now)
-    if window.tokens_per_minute is not None and window.window_tokens >= window.tokens_per_minute:
-        return _full(TOKENS, window.tokens_per_minute, "token", window, now)
-    return None
+def check_parallel(window: Window) -> Refusal | None:
+    """Why one more call may not be open beside the others; None: it may."""
+    most = window.max_parallel_requests
+    if most is None or window.open_calls < most:
+        return None
+    return RateLimited(
+        f"This token may have {_many(most, 'call')} open at once. Try again when one has ended.",
+        retry_after=PARALLEL_RETRY_AFTER,
+        metadata={"limit": PARALLEL, "limit_value": str(most)},
+    )
+
+
+def check_requests(window: Window, now: datetime) -> Refusal | None:
+    """Why no more calls may begin in this minute; None: one more may. The counters are of this minute (`enter_minute`)."""
+    most = window.requests_per_minute
+    return None if most is None or window.window_requests < most else _full(REQUESTS, most, "call", window, now)
+
+
+def check_tokens(window: Window, now: datetime) -> Refusal | None:
+    """Why no more tokens may be used in this minute; None: some may. The counters are of this minute (`enter_minute`)."""
+    most = window.tokens_per_minute
+    return None if most is None or window.window_tokens < most else _full(TOKENS, most, "token", window, now)
 
 
 def expected_tokens(input_token_ceiling: int, output_limit: int | None, choices: int) -> int:

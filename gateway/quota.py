@@ -2,14 +2,17 @@
 
 The hold is an upper bound of the cost, so that a strict budget cannot be exceeded whatever runs at the same time. Where the
 bound does not fit, the output limit is lowered rather than the call refused: money that is there is never locked out for good.
+
+The rules are one list, `RULES`. Admission walks it to the first refusal, `gateway/explain.py` to its end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import Final
 
 from gateway import limits
 from gateway import usage as units
@@ -109,19 +112,26 @@ class Grant:
     max_output_tokens: int | None
 
 
+Check = Callable[[TokenState, Call, Sequence[PricedCandidate], datetime], Refusal | None]
+"""One rule: a token in the period and minute of a moment, a call, where it may go, and the moment."""
+
+
 def status(token: TokenState, now: datetime) -> TokenStatus:
     """What the token can do now. An unreadable `expires_at` counts as expired: what cannot be read opens nothing."""
     if not token.enabled:
         return TokenStatus.DISABLED
-    if token.expires_at is not None:
-        try:
-            if now > parse_expiry(token.expires_at):
-                return TokenStatus.EXPIRED
-        except ValueError:
-            return TokenStatus.EXPIRED
+    if token.expires_at is not None and _is_over(token.expires_at, now):
+        return TokenStatus.EXPIRED
     if token.max_amount_nanos is not None and token.period_spent_nanos >= token.max_amount_nanos:
         return TokenStatus.EXHAUSTED
     return TokenStatus.ACTIVE
+
+
+def _is_over(expires_at: str, now: datetime) -> bool:
+    try:
+        return now > parse_expiry(expires_at)
+    except ValueError:
+        return True
 
 
 def admit(token: TokenState, call: Call, candidates: Sequence[PricedCandidate], now: datetime) -> Grant | Refusal:
@@ -129,50 +139,131 @@ def admit(token: TokenState, call: Call, candidates: Sequence[PricedCandidate], 
 
     token: in the period and the minute of `now` (`roll`).
     """
-    refusal = judge(token, call.request_model, now, client_ip=call.client_ip) or limits.refusal(token.window, now)
-    if refusal is not None:
-        return refusal
-    decision = _admit(token, call, candidates)
-    if isinstance(decision, Refusal) and decision.metadata.get("limit") == limits.BUDGET:
-        ends = period_end(token.budget_period, now)
-        if ends is not None:
-            decision.metadata["resets_at"] = to_text(ends)
-    return decision
+    for check in _CHECKS:
+        refusal = check(token, call, candidates, now)
+        if refusal is not None:
+            return refusal
+    return set_aside(token, call, candidates, now)
 
 
-def _admit(token: TokenState, call: Call, candidates: Sequence[PricedCandidate]) -> Grant | Refusal:
-    if token.max_amount_nanos is None or not token.strict:
-        if token.max_amount_nanos is not None and any(not _is_priced(c, call) for c in candidates):
-            return _not_priced(call)
-        return Grant(held_nanos=_hold(_limits(call, candidates), call.max_output_tokens), max_output_tokens=None)
-    return _admit_strictly(token, token.max_amount_nanos, call, candidates)
-
-
-def judge(token: TokenState, request_model: str, now: datetime, *, client_ip: str) -> Refusal | None:
+def judge(token: TokenState, call: Call, now: datetime) -> Refusal | None:
     """The part of the decision that needs no price: switch, day, address, budget spent, model. None: nothing against it."""
-    match status(token, now):
-        case TokenStatus.DISABLED:
-            return TokenDisabled("This token is switched off. Ask whoever gave it to you.")
-        case TokenStatus.EXPIRED:
-            return TokenExpired(f"This token expired ({token.expires_at}). Ask whoever gave it to you for a new one.")
-    if (elsewhere := check_address(token.allowed_ips, client_ip)) is not None:
-        return elsewhere
-    if token.max_amount_nanos is not None and token.period_spent_nanos >= token.max_amount_nanos:
-        return _exhausted(token, token.max_amount_nanos, now)
-    if request_model and not matches(request_model, models_of_text(token.allowed_models)):
-        return ModelNotAllowed("This token is not for this model. GET /v1/models lists those it is for.")
+    for check in _CHECKS_OF_TOKEN:
+        refusal = check(token, call, (), now)
+        if refusal is not None:
+            return refusal
     return None
 
 
-def _exhausted(token: TokenState, maximum: int, now: datetime) -> BudgetExhausted:
+# -- the rules, in the order of `RULES`. Each gives its refusal, or None where it has nothing against the call. --------------
+
+
+def _enabled(token: TokenState, call: Call, candidates: Sequence[PricedCandidate], now: datetime) -> Refusal | None:
+    if token.enabled:
+        return None
+    return TokenDisabled("This token is switched off. Ask whoever gave it to you.")
+
+
+def _not_expired(token: TokenState, call: Call, candidates: Sequence[PricedCandidate], now: datetime) -> Refusal | None:
+    if token.expires_at is None or not _is_over(token.expires_at, now):
+        return None
+    return TokenExpired(f"This token expired ({token.expires_at}). Ask whoever gave it to you for a new one.")
+
+
+def _address_allowed(token: TokenState, call: Call, candidates: Sequence[PricedCandidate], now: datetime) -> Refusal | None:
+    return check_address(token.allowed_ips, call.client_ip) if token.allowed_ips else None
+
+
+def _budget_left(token: TokenState, call: Call, candidates: Sequence[PricedCandidate], now: datetime) -> Refusal | None:
+    maximum = token.max_amount_nanos
+    if maximum is None or token.period_spent_nanos < maximum:
+        return None
     figures, ends = _figures(token, maximum), period_end(token.budget_period, now)
-    spent = f"The {'' if ends is None else f'{token.budget_period} '}budget of this token ({_amount(maximum)}) is spent."
+    spent = f"The {'' if ends is None else f'{token.budget_period} '}budget of this token ({amount(maximum)}) is spent."
     if ends is None:
         return BudgetExhausted(f"{spent} Ask for a top-up.", metadata=figures)
     return BudgetExhausted(
         f"{spent} It starts anew on {ends:%Y-%m-%d} at 00:00 UTC. Wait, or ask for a top-up.",
         metadata={**figures, "resets_at": to_text(ends)},
     )
+
+
+def _model_allowed(token: TokenState, call: Call, candidates: Sequence[PricedCandidate], now: datetime) -> Refusal | None:
+    if not token.allowed_models or not call.request_model:
+        return None
+    if matches(call.request_model, models_of_text(token.allowed_models)):
+        return None
+    return ModelNotAllowed("This token is not for this model. GET /v1/models lists those it is for.")
+
+
+def _in_parallel(token: TokenState, call: Call, candidates: Sequence[PricedCandidate], now: datetime) -> Refusal | None:
+    return limits.check_parallel(token.window)
+
+
+def _requests(token: TokenState, call: Call, candidates: Sequence[PricedCandidate], now: datetime) -> Refusal | None:
+    return limits.check_requests(token.window, now)
+
+
+def _tokens(token: TokenState, call: Call, candidates: Sequence[PricedCandidate], now: datetime) -> Refusal | None:
+    return limits.check_tokens(token.window, now)
+
+
+def _features_bounded(token: TokenState, call: Call, candidates: Sequence[PricedCandidate], now: datetime) -> Refusal | None:
+    if not call.unbounded_features or not _is_strict(token):
+        return None
+    return UnboundedRequest(
+        f"The cost of {', '.join(call.unbounded_features)} has no upper bound, and the budget of this token is strict."
+        " Leave it out, or ask for a token with a soft budget."
+    )
+
+
+def _priced(token: TokenState, call: Call, candidates: Sequence[PricedCandidate], now: datetime) -> Refusal | None:
+    if token.max_amount_nanos is None:
+        return None
+    for candidate in candidates:
+        if not is_priced(candidate, call):
+            return ModelNotPriced(
+                f"The model {call.request_model!r} has no price, and this token has a budget."
+                " An administrator can give it one under [[prices]] in gateway.toml."
+            )
+    return None
+
+
+def _input_bounded(token: TokenState, call: Call, candidates: Sequence[PricedCandidate], now: datetime) -> Refusal | None:
+    if not call.input_unbounded or not _is_strict(token):
+        return None
+    if all(candidate.context_window is not None for candidate in candidates):
+        return None
+    return UnboundedRequest(
+        "Part of the input lies elsewhere and the model's context window is not known, so its cost has no upper bound."
+        " Send the input itself, or ask for a token with a soft budget."
+    )
+
+
+_OF_TOKEN: Final[tuple[tuple[str, Check], ...]] = (
+    ("enabled", _enabled),
+    ("not_expired", _not_expired),
+    ("address_allowed", _address_allowed),
+    ("budget_left", _budget_left),
+    ("model_allowed", _model_allowed),
+)
+RULES: Final[tuple[tuple[str, Check], ...]] = (
+    *_OF_TOKEN,
+    ("max_parallel_requests", _in_parallel),
+    ("requests_per_minute", _requests),
+    ("tokens_per_minute", _tokens),
+    ("features_bounded", _features_bounded),
+    ("priced", _priced),
+    ("input_bounded", _input_bounded),
+)
+"""Every rule that can refuse a call before its hold is computed, in the order in which they are judged. `set_aside` is last."""
+LAST_RULE: Final = "budget_fits"
+"""The name of what `set_aside` decides."""
+_CHECKS: Final = tuple(check for _, check in RULES)
+_CHECKS_OF_TOKEN: Final = tuple(check for _, check in _OF_TOKEN)
+
+
+# -- the last rule: whether the hold fits, and what the grant is ---------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,13 +274,14 @@ class _Limit:
     ceiling: int
 
 
-def _admit_strictly(token: TokenState, maximum: int, call: Call, candidates: Sequence[PricedCandidate]) -> Grant | Refusal:
-    refusal = _unbounded(call, candidates)
-    if refusal is not None:
-        return refusal
+def set_aside(token: TokenState, call: Call, candidates: Sequence[PricedCandidate], now: datetime) -> Grant | Refusal:
+    """The grant of a call that every rule lets pass, or the refusal where its bound does not fit into a strict budget."""
     bounds = _limits(call, candidates)
+    maximum = token.max_amount_nanos
+    if maximum is None or not token.strict:
+        return Grant(_hold(bounds, call.max_output_tokens), None)
     stated = call.max_output_tokens
-    ceiling = max(limit.ceiling for limit in bounds)
+    ceiling = max([limit.ceiling for limit in bounds])
     wanted = ceiling if stated is None else min(stated, ceiling)
     must_force = (stated is None and any(c.max_output_tokens is None for c in candidates)) or (
         stated is not None and stated > wanted
@@ -208,37 +300,39 @@ def _admit_strictly(token: TokenState, maximum: int, call: Call, candidates: Seq
     least = _hold(bounds, min(wanted, LEAST_OUTPUT_TOKENS))
     if least > left:
         return RequestExceedsBudget(
-            f"This call may cost {_amount(least)} and {_amount(left)} is left on this token."
+            f"This call may cost {amount(least)} and {amount(left)} is left on this token."
             " Make it shorter, or ask for a top-up.",
-            metadata=_figures(token, maximum, least),
+            metadata=_figures(token, maximum, least) | _reset(token, now),
         )
     if token.held_nanos > 0:
-        needed = _hold(bounds, floor)
+        needed = min(_hold(bounds, floor), left)
         return BudgetReserved(
-            f"{_amount(left)} is left on this token, of which calls in flight hold {_amount(token.held_nanos)};"
-            f" this call needs {_amount(min(needed, left))}. Try again when they have ended.",
+            f"{amount(left)} is left on this token, of which calls in flight hold {amount(token.held_nanos)};"
+            f" this call needs {amount(needed)}. Try again when they have ended.",
             retry_after=RETRY_AFTER,
-            metadata=_figures(token, maximum, min(needed, left)),
+            metadata=_figures(token, maximum, needed) | _reset(token, now),
         )
     granted = min(wanted, _affordable(bounds, free))
     return Grant(_hold(bounds, granted), granted)
 
 
-def _unbounded(call: Call, candidates: Sequence[PricedCandidate]) -> Refusal | None:
-    """Why no upper bound of this call's cost can be given; None: one can."""
-    if call.unbounded_features:
-        return UnboundedRequest(
-            f"The cost of {', '.join(call.unbounded_features)} has no upper bound, and the budget of this token is strict."
-            " Leave it out, or ask for a token with a soft budget."
-        )
-    if any(not _is_priced(candidate, call) for candidate in candidates):
-        return _not_priced(call)
-    if call.input_unbounded and any(candidate.context_window is None for candidate in candidates):
-        return UnboundedRequest(
-            "Part of the input lies elsewhere and the model's context window is not known, so its cost has no upper bound."
-            " Send the input itself, or ask for a token with a soft budget."
-        )
-    return None
+def hold_of(candidate: PricedCandidate, call: Call, output_limit: int | None) -> int:
+    """What one candidate alone would have held, in nano-dollars; 0 without a price. None: up to its own ceiling."""
+    return _hold(_limits(call, [candidate]), output_limit)
+
+
+def is_priced(candidate: PricedCandidate, call: Call) -> bool:
+    """Whether every unit that the call can trigger there has a rate."""
+    rates = candidate.rates
+    if rates is None or not (rates.covers(units.INPUT) and rates.covers(units.OUTPUT)):
+        return False
+    if not call.units and not call.fixed_usage:
+        return True
+    return all(rates.covers(unit) for unit in (*call.units, *call.fixed_usage))
+
+
+def _is_strict(token: TokenState) -> bool:
+    return token.strict and token.max_amount_nanos is not None
 
 
 def _limits(call: Call, candidates: Sequence[PricedCandidate]) -> list[_Limit]:
@@ -275,29 +369,18 @@ def _ceiling(candidate: PricedCandidate, *, stated: int | None) -> int:
 
 def _hold(bounds: Sequence[_Limit], output_limit: int | None) -> int:
     """The dearest candidate's bound for this output limit; None: up to each one's own ceiling."""
-    return max(
-        (limit.bound.nanos(limit.ceiling if output_limit is None else min(output_limit, limit.ceiling)) for limit in bounds),
-        default=0,
-    )
+    held = 0
+    for limit in bounds:
+        ceiling = limit.ceiling
+        nanos = limit.bound.nanos(ceiling if output_limit is None or output_limit > ceiling else output_limit)
+        held = max(held, nanos)
+    return held
 
 
 def _affordable(bounds: Sequence[_Limit], nanos: int) -> int:
     """The largest output limit that this money pays at the dearest candidate; 0 where it pays none."""
     affordable = (limit.bound.affordable(nanos) for limit in bounds)
     return max(0, min(limit.ceiling if tokens is None else tokens for limit, tokens in zip(bounds, affordable, strict=True)))
-
-
-def _is_priced(candidate: PricedCandidate, call: Call) -> bool:
-    rates = candidate.rates
-    wanted = (units.INPUT, units.OUTPUT, *call.units, *call.fixed_usage)
-    return rates is not None and all(rates.covers(unit) for unit in wanted)
-
-
-def _not_priced(call: Call) -> ModelNotPriced:
-    return ModelNotPriced(
-        f"The model {call.request_model!r} has no price, and this token has a budget."
-        " An administrator can give it one under [[prices]] in gateway.toml."
-    )
 
 
 def _figures(token: TokenState, maximum: int, needed: int | None = None) -> dict[str, str]:
@@ -311,5 +394,11 @@ def _figures(token: TokenState, maximum: int, needed: int | None = None) -> dict
     return figures
 
 
-def _amount(nanos: int) -> str:
+def _reset(token: TokenState, now: datetime) -> dict[str, str]:
+    ends = period_end(token.budget_period, now)
+    return {} if ends is None else {"resets_at": to_text(ends)}
+
+
+def amount(nanos: int) -> str:
+    """Money as messages tell it."""
     return f"{to_units(nanos).normalize():f} {CURRENCY}"

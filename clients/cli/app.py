@@ -50,6 +50,15 @@ _COMMANDS = {
         Example: gateway token create --name app --max-amount 5 --json
         """,
     ),
+    "explain": (
+        "clients.cli.explain:explain",
+        """Say whether a call would be let through now, rule by rule.
+
+        Decided by the code that decides for real; nothing is held or counted. Exit code 0: granted; 4: refused.
+
+        Example: gateway explain --token app --model gpt-4o --input-tokens 2000 --max-output-tokens 500
+        """,
+    ),
     "price": (
         "clients.cli.prices:app",
         """See what calls cost, and set prices with the day from which they hold.

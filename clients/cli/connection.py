@@ -1,10 +1,10 @@
-"""The way to the admin service: its channel under the operator's certificate, and its errors as this suite's own."""
+"""The way to admin and auth: a channel under the operator's certificate, and its errors as this suite's own."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import grpc
 
@@ -18,21 +18,31 @@ STARTING = 5.0  # seconds that a command waits for an admin that is starting
 DEADLINE = 15.0  # seconds that one call may take
 
 
-@contextmanager
-def admin_channel() -> Iterator[grpc.Channel]:
+def admin_channel() -> AbstractContextManager[grpc.Channel]:
     """A channel to admin that is connected. What a call on it raises comes out as a GatewayError.
 
     Raises Failure when admin does not answer within 5 s or there is no operator's certificate.
     """
     settings = load_settings(os.environ)
-    with sync_channel(settings.admin_address, operator(settings), "admin") as channel:
+    return _channel(settings, "admin", settings.admin_address)
+
+
+def auth_channel() -> AbstractContextManager[grpc.Channel]:
+    """The same to auth."""
+    settings = load_settings(os.environ)
+    return _channel(settings, "auth", settings.auth_address)
+
+
+@contextmanager
+def _channel(settings: Settings, service: str, address: str) -> Iterator[grpc.Channel]:
+    with sync_channel(address, operator(settings), service) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=STARTING)
         except grpc.FutureTimeoutError:
             raise Failure(
-                f"admin does not answer at {settings.admin_address}: start it with `gateway up` or `gateway admin`",
+                f"{service} does not answer at {address}: start it with `gateway up` or `gateway {service}`",
                 code=UNAVAILABLE,
-                reason="admin_unavailable",
+                reason=f"{service}_unavailable",
             ) from None
         try:
             yield channel

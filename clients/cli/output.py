@@ -14,11 +14,12 @@ OK = 0
 FAULT = 1
 USAGE = 2
 UNAVAILABLE = 3
+REFUSED = 4
 INTERRUPTED = 130
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 it failed or something is wrong; 2 the command line or a setting is wrong; "
-    "3 a service or the database is away, try again."
+    "3 a service or the database is away, try again; 4 explain: the call is refused."
 )
 
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Answer in JSON.")]

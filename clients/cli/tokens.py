@@ -356,7 +356,7 @@ def _line_of_stdin() -> str:
     return line
 
 
-# As `adjustments` and `prices` use them. Their commands stand in modules of their own.
-id_of, reading = _id, _reading
+# As `adjustments`, `explain` and `prices` use them. Their commands stand in modules of their own.
+id_of, line_of_stdin, reading = _id, _line_of_stdin, _reading
 app.command("clients.cli.adjustments:adjust", name="adjust", help="Correct what a token has spent.")
 app.command("clients.cli.adjustments:adjustments", name="adjustments", help="List a token's corrections.")

@@ -233,7 +233,7 @@ class MemoryAuth:
         token = self._find(request.token)
         now = self._clock()
         if not request.request_id:
-            refusal = judge(token.state, request.request_model, now, client_ip=request.client_ip)
+            refusal = judge(token.state, call_of(request), now)
             if refusal is not None:
                 refusal.metadata["token_id"] = str(token.state.id)
                 raise refusal

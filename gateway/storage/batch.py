@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
+from uuid import uuid4
 
 from gateway import usage as units
-from gateway.admission import Admission, Admitted, BatchOutcome, Settled
+from gateway.admission import Admission, Admitted, BatchOutcome, Explained, Settled
 from gateway.clock import to_text
 from gateway.errors import (
     AlreadyExists,
@@ -23,6 +24,7 @@ from gateway.errors import (
     RequestWithdrawn,
     TokenUnknown,
 )
+from gateway.explain import explain, explain_unknown
 from gateway.ids import uuid7_milliseconds
 from gateway.limits import expected_tokens, rate_limits
 from gateway.quota import Grant, admit, judge
@@ -55,6 +57,34 @@ class Batch:
             self._outcome.admissions.append(_answer(self._admit, admission))
         self._rows.write()
         return self._outcome
+
+    def explain(self, admission: Admission) -> Explained:
+        """Decides one call as `run` would at this moment, and says why. Nothing is written. Raises AdoptFirst, NotFound.
+
+        admission: without a request_id, of a new call.
+        """
+        self._prices.refresh()
+        self._rows.read((), (admission,))
+        candidates = [self._prices.find(*candidate) for candidate in admission.candidates]
+        token = self._rows.by_hash.get(admission.token_hash)
+        if admission.token_id:
+            token = self._rows.tokens.get(admission.token_id)
+            if token is None or token.deleted_at is not None:
+                raise NotFound(f"there is no token {admission.token_id}")
+            self._rows.by_hash[admission.token_hash] = token
+        explained = None if token is None else explain(token, admission.call, candidates, self._now)
+        # The decision itself, on these rows in memory, which are thrown away.
+        answer = _answer(self._admit, replace(admission, request_id=str(uuid4())))
+        if explained is None:
+            explained = explain_unknown(answer, admission.call, candidates)
+        return Explained(
+            at=self._now,
+            token_id=0 if token is None else token.id,
+            answer=answer,
+            explanation=explained,
+            candidates=candidates,
+            origins=[self._prices.origin(candidate.price_id) for candidate in candidates],
+        )
 
     # -- settlements ---------------------------------------------------------------------------------------------------------
 
@@ -242,7 +272,7 @@ class Batch:
         )
 
     def _look(self, token: TokenRow, admission: Admission) -> Admitted:
-        refusal = judge(token, admission.call.request_model, self._now, client_ip=admission.client_ip)
+        refusal = judge(token, admission.call, self._now)
         if refusal is not None:
             refusal.metadata["token_id"] = str(token.id)
             raise refusal

@@ -112,6 +112,7 @@ class BatchRows:
             self._read_requests(reported | asked)
             token_ids = {row.token_id for row in self.requests.values()}
         token_ids |= {report.token_id for report in settlements if report.token_id}
+        token_ids |= {admission.token_id for admission in admissions if admission.token_id}
         hashes = {admission.token_hash for admission in admissions}
         written_into = self._read_tokens(token_ids, hashes)
         if self._may_adopt and (written_into or self._may_be_new(hashes - self.by_hash.keys())):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from gateway.admission import Admission, Admitted, BatchOutcome, Settled
+from gateway.admission import Admission, Admitted, BatchOutcome, Explained, Settled
 from gateway.clock import Clock, to_text
 from gateway.errors import DatabaseUnavailable, GatewayError
 from gateway.storage.adoption import adopt, ask_for_scrubbing, asked_for_scrubbing, note_scrubbed
@@ -66,6 +66,22 @@ class Ledger:
             into: list[Any] = outcome.settlements if place < len(settlements) else outcome.admissions
             into.append(result)
         return outcome
+
+    def explain(self, admission: Admission, *, timeout: float = COMMIT_TIMEOUT) -> Explained:
+        """Decides a call as `commit` would at this moment, and says why; nothing is held, counted or written.
+
+        admission: without a request_id; by `token_id` where that is not 0. timeout: seconds, as for `commit`.
+        Raises NotFound for a token_id that is none, DatabaseUnavailable.
+        """
+
+        def look() -> Explained:
+            try:
+                return self._explain(admission, may_adopt=True)
+            except AdoptFirst:
+                self._adopt({admission.token_hash})
+                return self._explain(admission, may_adopt=False)
+
+        return self._writer.run(look, timeout=timeout)
 
     def beat(self, proxy_id: str, host: str) -> None:
         """Notes that a proxy process is alive."""
@@ -235,6 +251,12 @@ class Ledger:
             now = self._clock.now()
             rows = BatchRows(self._db, now, may_adopt=may_adopt)
             return Batch(rows, self._prices, now).run(settlements, admissions)
+
+    def _explain(self, admission: Admission, *, may_adopt: bool) -> Explained:
+        with self._db.write():
+            now = self._clock.now()
+            rows = BatchRows(self._db, now, may_adopt=may_adopt)
+            return Batch(rows, self._prices, now).explain(admission)
 
     def _adopt(self, wanted: Collection[str]) -> None:
         """Makes tokens of what a person wrote, and scrubs the plain text before an answer, if nobody is in the way.

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.admission import PriceOrigin
 from gateway.clock import Clock, to_text
 from gateway.patterns import matches
 from gateway.price_rows import PriceRow, ProviderRow
@@ -84,6 +85,11 @@ class PriceBook:
             rows = self._db.query("SELECT rates FROM prices WHERE id = ?", (price_id,))
             self._rates[price_id] = Rates.from_json(rows[0][0])
         return self._rates[price_id]
+
+    def origin(self, price_id: int) -> PriceOrigin | None:
+        """Where a row comes from, retired or not; None for 0."""
+        rows = self._db.query("SELECT source, valid_from FROM prices WHERE id = ?", (price_id,)) if price_id else []
+        return PriceOrigin(*rows[0]) if rows else None
 
     def models(self, provider: str, patterns: Sequence[str]) -> list[str]:
         """The names of the book that a provider's patterns serve, sorted; names without a wildcard are served as they are."""

@@ -25,7 +25,9 @@ from gateway.stubs.auth.v1 import auth_pb2 as pb
 from gateway.stubs.auth.v1 import auth_pb2_grpc
 from gateway.usage import Report
 from services.auth import wire
+from services.auth.access import check_dry_run
 from services.auth.decisions import Decisions
+from services.auth.explaining import dry_run_from_proto, explained_to_proto
 
 _MAX_VALIDATIONS: Final = 64
 _MAX_SETTLEMENTS: Final = 256
@@ -46,7 +48,12 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         self._names_lock = threading.Lock()
 
     def ValidateToken(self, request: pb.ValidateTokenRequest, context: grpc.ServicerContext) -> pb.ValidateTokenResponse:
-        """Decides one call. A denial is an answer, not an error."""
+        """Decides one call, or explains how it would be decided. A denial is an answer, not an error."""
+        name = principal().caller.name
+        check_dry_run(name, dry_run=request.dry_run, by_id=bool(request.token_id))
+        if request.dry_run:
+            asked = dry_run_from_proto(request, key=self._token_key, identity=name)
+            return explained_to_proto(self._ledger.explain(asked, timeout=_time_left(context)), by_proxy=bool(request.proxy_id))
         admission = self._admission(request)
         (answer,) = self._decisions.commit([], [admission], timeout=_time_left(context)).admissions
         return wire.validation_to_proto(answer, by_proxy=bool(request.proxy_id))
@@ -128,7 +135,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
             state = self._books(request.token, now).state
         except TokenUnknown as unknown:
             return pb.ListModelsResponse(denial=denial_of(unknown))
-        refusal = judge(state, "", now, client_ip=request.client_ip)
+        refusal = judge(state, Call("", client_ip=request.client_ip), now)
         if refusal is not None and not isinstance(refusal, BudgetExhausted):
             return pb.ListModelsResponse(denial=denial_of(refusal))
         served: dict[str, str] = dict.fromkeys(request.names, "gateway")

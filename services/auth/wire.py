@@ -72,6 +72,10 @@ def admission_from_proto(message: pb.ValidateTokenRequest, *, key: bytes, identi
     _most("candidates", message.candidates, 16)
     _most("unbounded_features", message.unbounded_features, 16)
     _most("units", message.units, 16)
+    if message.look_id:
+        _uuid("look_id", message.look_id)
+    if message.dry_run or message.token_id:
+        raise InvalidArgument("dry_run and token_id are for ValidateToken alone, token_id with dry_run")
     if request_id and not message.request_model:
         raise InvalidArgument("request_model is needed with a request_id")
     if unknown := [unit for unit in message.units if unit not in UNITS]:
@@ -108,6 +112,7 @@ def admission_from_proto(message: pb.ValidateTokenRequest, *, key: bytes, identi
         client_ip=message.client_ip,
         user_agent=message.user_agent[:200].replace("\0", ""),
         proxy_id=message.proxy_id,
+        look_id=message.look_id,
         # Keyed, because the message holds the secret and a plain digest of a short one could be guessed.
         digest=hmac.digest(key, message.SerializeToString(deterministic=True), "sha256").hex()[:32] if request_id else "",
     )

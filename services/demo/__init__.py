@@ -2,5 +2,5 @@
 
 `completion.py` reads a request and writes the reply, a pure function; `app.py` is the HTTP around it; `__main__.py` starts it.
 It stands where a real provider would stand: it knows no client token, no budget and no neighbour of the suite. The proxy
-reaches it through `services/proxy/providers/demo.py`.
+reaches it through `gateway/routing.py`.
 """

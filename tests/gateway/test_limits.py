@@ -21,6 +21,11 @@ def entered(**values):
     return window
 
 
+def refused(window, now):
+    """The first of the three limits that one more call meets; None: it passes."""
+    return limits.check_parallel(window) or limits.check_requests(window, now) or limits.check_tokens(window, now)
+
+
 @pytest.mark.parametrize(
     ("period", "start", "end"),
     [
@@ -57,31 +62,31 @@ def test_a_period_starts_anew_once_and_never_goes_back():
 def test_requests_a_minute_pass_up_to_the_limit_and_again_in_the_next_minute():
     window = entered(requests_per_minute=2)
     for _ in range(2):
-        assert limits.refusal(window, NOW) is None
+        assert refused(window, NOW) is None
         window.window_requests += 1
-    refusal = limits.refusal(window, NOW)
+    refusal = refused(window, NOW)
     assert refusal.reason == "RATE_LIMITED"
     assert refusal.retry_after == pytest.approx(17.5)
     assert refusal.metadata == {"limit": "requests_per_minute", "limit_value": "2", "resets_at": "2026-11-25T13:38:00.000000Z"}
     limits.enter_minute(window, NOW + timedelta(seconds=18))
-    assert limits.refusal(window, NOW + timedelta(seconds=18)) is None
+    assert refused(window, NOW + timedelta(seconds=18)) is None
 
 
 def test_tokens_a_minute_and_calls_at_once_are_limits_too():
-    assert limits.refusal(entered(tokens_per_minute=100), NOW) is None
+    assert refused(entered(tokens_per_minute=100), NOW) is None
     window = entered(tokens_per_minute=100)
     window.window_tokens = 100
-    assert limits.refusal(window, NOW).metadata["limit"] == "tokens_per_minute"
-    assert limits.refusal(entered(max_parallel_requests=5, open_calls=4), NOW) is None
-    refusal = limits.refusal(entered(max_parallel_requests=5, open_calls=5), NOW)
+    assert refused(window, NOW).metadata["limit"] == "tokens_per_minute"
+    assert refused(entered(max_parallel_requests=5, open_calls=4), NOW) is None
+    refusal = refused(entered(max_parallel_requests=5, open_calls=5), NOW)
     assert (refusal.metadata["limit"], refusal.retry_after) == ("max_parallel_requests", 1.0)
 
 
 @pytest.mark.parametrize("name", ["requests_per_minute", "tokens_per_minute", "max_parallel_requests"])
 def test_no_limit_is_no_limit_and_nought_lets_nothing_pass(name):
     full = {"open_calls": 10**6, "window_requests": 10**6, "window_tokens": 10**9, "window_start": limits.minute_of(NOW)}
-    assert limits.refusal(Window(**full), NOW) is None
-    assert limits.refusal(entered(**{name: 0}), NOW).metadata["limit"] == name
+    assert refused(Window(**full), NOW) is None
+    assert refused(entered(**{name: 0}), NOW).metadata["limit"] == name
 
 
 @pytest.mark.parametrize(("offset", "kept"), [(0, True), (-1, False), (1, True), (2, False), (60 * 24, False)])

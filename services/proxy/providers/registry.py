@@ -6,14 +6,13 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlsplit
 
-from gateway.patterns import matches
 from gateway.process.settings_tables import ModelSettings, ProviderSettings
+from gateway.routing import DEMO_KIND, DEMO_MODEL, MOST_CANDIDATES, places
 from gateway.stubs.auth.v1 import auth_pb2 as pb
-from services.proxy.providers import demo, openai
+from services.proxy.providers import openai
 from services.proxy.providers.base import Alias, Provider, Target
 from services.proxy.providers.keys import resolve_keys
 
-MOST_CANDIDATES = 16
 _REMEMBERED = 4096
 
 
@@ -32,6 +31,7 @@ class Registry:
     ) -> None:
         self.providers = tuple(providers)
         self._aliases = {alias.name: alias for alias in aliases}
+        self._places = {alias.name: [(target.provider, target.model) for target, _ in alias.targets] for alias in aliases}
         self._choose = choose
         self._served: dict[str, tuple[Target, ...]] = {}
 
@@ -42,8 +42,9 @@ class Registry:
 
     def route(self, model: str) -> list[Target]:
         """Where a call for this model may go, the first choice first; empty: nobody serves it."""
-        alias = self._aliases.get(model)
-        targets = list(self._serving(model)) if alias is None else self._weighted(alias)
+        targets = list(self._serving(model))
+        if (alias := self._aliases.get(model)) is not None:
+            targets = self._drawn(alias, targets)
         if len(targets) > 1:
             targets.sort(key=lambda target: target.provider.rests)  # stable: those that rest come last
         return targets[:MOST_CANDIDATES]
@@ -51,19 +52,14 @@ class Registry:
     def _serving(self, model: str) -> tuple[Target, ...]:
         known = self._served.get(model)
         if known is None:
-            serving = [provider for provider in self.providers if matches(model, provider.patterns)]
-            real = [provider for provider in serving if provider.kind != demo.KIND]
-            if real and model == demo.OWN:  # the demo model itself never goes to a server that costs money
-                real = [provider for provider in serving if provider.kind == demo.KIND] or real
-            known = tuple(Target(provider, model) for provider in real or serving)
+            known = tuple(Target(provider, name) for provider, name in places(model, self.providers, self._places))
             if len(self._served) >= _REMEMBERED:
                 self._served.clear()
             self._served[model] = known
         return known
 
-    def _weighted(self, alias: Alias) -> list[Target]:
-        """The targets with the first drawn by weight, the others behind it in their order."""
-        targets = [target for target, _ in alias.targets]
+    def _drawn(self, alias: Alias, targets: list[Target]) -> list[Target]:
+        """The alias's targets with the first drawn by weight, the others behind it in their order."""
         left = self._choose(float(sum(weight for _, weight in alias.targets)))
         for index, (_, weight) in enumerate(alias.targets):
             left -= weight
@@ -73,11 +69,11 @@ class Registry:
 
     def models(self) -> list[pb.ProviderModels]:
         """Each provider's patterns, for the list of models, without what the demo provider only stands in for."""
-        real = {pattern for provider in self.providers if provider.kind != demo.KIND for pattern in provider.patterns}
+        real = {pattern for provider in self.providers if provider.kind != DEMO_KIND for pattern in provider.patterns}
         return [
             pb.ProviderModels(
                 provider=provider.name,
-                patterns=[p for p in provider.patterns if provider.kind != demo.KIND or p == demo.OWN or p not in real],
+                patterns=[p for p in provider.patterns if provider.kind != DEMO_KIND or p == DEMO_MODEL or p not in real],
             )
             for provider in self.providers
         ]

@@ -27,6 +27,38 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Verdict:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VERDICT_UNSPECIFIED: _Verdict.ValueType  # 0
+    """Not set; never sent."""
+    VERDICT_PASS: _Verdict.ValueType  # 1
+    """It has nothing against the call."""
+    VERDICT_REFUSE: _Verdict.ValueType  # 2
+    """It refuses the call: this is the answer."""
+    VERDICT_WOULD_REFUSE: _Verdict.ValueType  # 3
+    """It would refuse the call, if an earlier rule had not done so."""
+    VERDICT_NOT_COMPUTED: _Verdict.ValueType  # 4
+    """It cannot be computed, as an earlier rule refuses for want of a price or a bound."""
+
+class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
+    """What one rule says of a call."""
+
+VERDICT_UNSPECIFIED: Verdict.ValueType  # 0
+"""Not set; never sent."""
+VERDICT_PASS: Verdict.ValueType  # 1
+"""It has nothing against the call."""
+VERDICT_REFUSE: Verdict.ValueType  # 2
+"""It refuses the call: this is the answer."""
+VERDICT_WOULD_REFUSE: Verdict.ValueType  # 3
+"""It would refuse the call, if an earlier rule had not done so."""
+VERDICT_NOT_COMPUTED: Verdict.ValueType  # 4
+"""It cannot be computed, as an earlier rule refuses for want of a price or a bound."""
+Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
+
 class _DenialReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -176,6 +208,9 @@ class ValidateTokenRequest(_message.Message):
     CLIENT_IP_FIELD_NUMBER: _builtins.int
     USER_AGENT_FIELD_NUMBER: _builtins.int
     PROXY_ID_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    LOOK_ID_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """The client token as the caller presented it. Never logged, never stored."""
     request_id: _builtins.str
@@ -211,6 +246,16 @@ class ValidateTokenRequest(_message.Message):
     proxy_id: _builtins.str
     """The proxy process that opens the call (a UUID), whose `Beat` keeps it open. Empty: an internal service, whose calls have a
     lease instead.
+    """
+    dry_run: _builtins.bool
+    """Decide as if this call came now, and explain the decision, rule by rule. Nothing is held, no row is written, nothing is
+    counted. Needs `request_model`; takes no `request_id`. Not in a batch.
+    """
+    token_id: _builtins.int
+    """With `dry_run`, in place of `token`: the token's id. For the operator alone; 0: by `token`. Error: `NOT_FOUND`."""
+    look_id: _builtins.str
+    """For a look, which has no `request_id`: the id that the caller was told, under which a refusal is kept (a UUID in canonical
+    lower-case text); empty: it is only counted.
     """
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
@@ -254,10 +299,13 @@ class ValidateTokenRequest(_message.Message):
         client_ip: _builtins.str = ...,
         user_agent: _builtins.str = ...,
         proxy_id: _builtins.str = ...,
+        dry_run: _builtins.bool = ...,
+        token_id: _builtins.int = ...,
+        look_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "max_output_tokens", b"max_output_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "candidates", b"candidates", "choices", b"choices", "client_ip", b"client_ip", "dialect", b"dialect", "endpoint", b"endpoint", "fixed_usage", b"fixed_usage", "input_token_ceiling", b"input_token_ceiling", "input_unbounded", b"input_unbounded", "max_output_tokens", b"max_output_tokens", "parent_request_id", b"parent_request_id", "proxy_id", b"proxy_id", "request_id", b"request_id", "request_model", b"request_model", "stream", b"stream", "thinking_budget_tokens", b"thinking_budget_tokens", "token", b"token", "unbounded_features", b"unbounded_features", "units", b"units", "user_agent", b"user_agent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "candidates", b"candidates", "choices", b"choices", "client_ip", b"client_ip", "dialect", b"dialect", "dry_run", b"dry_run", "endpoint", b"endpoint", "fixed_usage", b"fixed_usage", "input_token_ceiling", b"input_token_ceiling", "input_unbounded", b"input_unbounded", "look_id", b"look_id", "max_output_tokens", b"max_output_tokens", "parent_request_id", b"parent_request_id", "proxy_id", b"proxy_id", "request_id", b"request_id", "request_model", b"request_model", "stream", b"stream", "thinking_budget_tokens", b"thinking_budget_tokens", "token", b"token", "token_id", b"token_id", "unbounded_features", b"unbounded_features", "units", b"units", "user_agent", b"user_agent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_output_tokens: _TypeAlias = _typing.Literal["max_output_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_output_tokens: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens"]  # noqa: Y015
@@ -327,6 +375,7 @@ class ValidateTokenResponse(_message.Message):
 
     GRANT_FIELD_NUMBER: _builtins.int
     DENIAL_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def grant(self) -> Global___Grant:
         """The call may be made."""
@@ -335,21 +384,172 @@ class ValidateTokenResponse(_message.Message):
     def denial(self) -> Global___Denial:
         """The call may not be made."""
 
+    @_builtins.property
+    def explanation(self) -> Global___Explanation:
+        """With `dry_run`: how that was decided."""
+
     def __init__(
         self,
         *,
         grant: Global___Grant | None = ...,
         denial: Global___Denial | None = ...,
+        explanation: Global___Explanation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["denial", b"denial", "grant", b"grant", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["denial", b"denial", "explanation", b"explanation", "grant", b"grant", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["denial", b"denial", "grant", b"grant", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["denial", b"denial", "explanation", b"explanation", "grant", b"grant", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["grant", "denial"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
 Global___ValidateTokenResponse: _TypeAlias = ValidateTokenResponse  # noqa: Y015
+
+@_typing.final
+class Explanation(_message.Message):
+    """How a call is decided: every rule, with what it looks at."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_FIELD_NUMBER: _builtins.int
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    token_id: _builtins.int
+    """The token's id; 0: no live token has this secret."""
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """When it was decided, by auth's clock."""
+
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___RuleVerdict]:
+        """Every rule in the order in which they are judged. Of an unknown token there is only the first."""
+
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___CandidateExplanation]:
+        """Where the call may go, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        token_id: _builtins.int = ...,
+        rules: _abc.Iterable[Global___RuleVerdict] | None = ...,
+        candidates: _abc.Iterable[Global___CandidateExplanation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "candidates", b"candidates", "rules", b"rules", "token_id", b"token_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Explanation: _TypeAlias = Explanation  # noqa: Y015
+
+@_typing.final
+class RuleVerdict(_message.Message):
+    """One rule."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULE_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    DENIAL_FIELD_NUMBER: _builtins.int
+    rule: _builtins.str
+    """Its name: `token_known`, `enabled`, `not_expired`, `address_allowed`, `budget_left`, `model_allowed`,
+    `max_parallel_requests`, `requests_per_minute`, `tokens_per_minute`, `features_bounded`, `priced`, `input_bounded`,
+    `budget_fits`.
+    """
+    verdict: Global___Verdict.ValueType
+    """What it says of this call."""
+    limit: _builtins.str
+    """What the token or the model sets, for people; `none` where it sets nothing."""
+    value: _builtins.str
+    """What stands against it now, for people."""
+    @_builtins.property
+    def denial(self) -> Global___Denial:
+        """The refusal, where the verdict is one; absent otherwise."""
+
+    def __init__(
+        self,
+        *,
+        rule: _builtins.str = ...,
+        verdict: Global___Verdict.ValueType = ...,
+        limit: _builtins.str = ...,
+        value: _builtins.str = ...,
+        denial: Global___Denial | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["denial", b"denial"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["denial", b"denial", "limit", b"limit", "rule", b"rule", "value", b"value", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RuleVerdict: _TypeAlias = RuleVerdict  # noqa: Y015
+
+@_typing.final
+class CandidateExplanation(_message.Message):
+    """One candidate with its price."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    PRICE_ID_FIELD_NUMBER: _builtins.int
+    PRICE_SOURCE_FIELD_NUMBER: _builtins.int
+    PRICE_VALID_FROM_FIELD_NUMBER: _builtins.int
+    RATES_JSON_FIELD_NUMBER: _builtins.int
+    CONTEXT_WINDOW_FIELD_NUMBER: _builtins.int
+    MAX_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    HOLD_NANOS_FIELD_NUMBER: _builtins.int
+    provider: _builtins.str
+    """The provider."""
+    model: _builtins.str
+    """The model there."""
+    price_id: _builtins.int
+    """The price row that would be used; 0: the model has no price there."""
+    price_source: _builtins.str
+    """Whose row that is: `admin`, `file` or `builtin`; empty: no price."""
+    rates_json: _builtins.str
+    """Its rates, as in `CandidatePrice`; empty: no price."""
+    context_window: _builtins.int
+    """The most that the model reads and writes, in tokens; absent: not known."""
+    max_output_tokens: _builtins.int
+    """The most that the model writes, in tokens; absent: not known."""
+    hold_nanos: _builtins.int
+    """What this candidate alone would hold: at the output limit granted, or, where the call is refused, at the one asked for."""
+    @_builtins.property
+    def price_valid_from(self) -> _timestamp_pb2.Timestamp:
+        """From when it holds; absent: from always."""
+
+    def __init__(
+        self,
+        *,
+        provider: _builtins.str = ...,
+        model: _builtins.str = ...,
+        price_id: _builtins.int = ...,
+        price_source: _builtins.str = ...,
+        price_valid_from: _timestamp_pb2.Timestamp | None = ...,
+        rates_json: _builtins.str = ...,
+        context_window: _builtins.int | None = ...,
+        max_output_tokens: _builtins.int | None = ...,
+        hold_nanos: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_context_window", b"_context_window", "_max_output_tokens", b"_max_output_tokens", "context_window", b"context_window", "max_output_tokens", b"max_output_tokens", "price_valid_from", b"price_valid_from"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_context_window", b"_context_window", "_max_output_tokens", b"_max_output_tokens", "context_window", b"context_window", "hold_nanos", b"hold_nanos", "max_output_tokens", b"max_output_tokens", "model", b"model", "price_id", b"price_id", "price_source", b"price_source", "price_valid_from", b"price_valid_from", "provider", b"provider", "rates_json", b"rates_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__context_window: _TypeAlias = _typing.Literal["context_window"]  # noqa: Y015
+    _WhichOneofArgType__context_window: _TypeAlias = _typing.Literal["_context_window", b"_context_window"]  # noqa: Y015
+    _WhichOneofReturnType__max_output_tokens: _TypeAlias = _typing.Literal["max_output_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_output_tokens: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__context_window) -> _WhichOneofReturnType__context_window | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_output_tokens) -> _WhichOneofReturnType__max_output_tokens | None: ...
+
+Global___CandidateExplanation: _TypeAlias = CandidateExplanation  # noqa: Y015
 
 @_typing.final
 class Grant(_message.Message):

@@ -85,6 +85,7 @@ class AuthServiceServicer:
         """Decides whether a call may be made and sets its money aside. A refusal is a `Denial` in the answer, not an error.
         The same request again while the call is open returns the same grant. Errors: `INVALID_ARGUMENT` for a field out of range;
         `ALREADY_EXISTS` when the request_id was used with other arguments or by someone else, or is settled.
+        With `dry_run` it decides the same way, explains the decision, and changes nothing. The operator may call it so alone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -43,6 +43,7 @@ class AuthServiceStub:
     """Decides whether a call may be made and sets its money aside. A refusal is a `Denial` in the answer, not an error.
     The same request again while the call is open returns the same grant. Errors: `INVALID_ARGUMENT` for a field out of range;
     `ALREADY_EXISTS` when the request_id was used with other arguments or by someone else, or is settled.
+    With `dry_run` it decides the same way, explains the decision, and changes nothing. The operator may call it so alone.
     """
     RecordUsage: _grpc.UnaryUnaryMultiCallable[_auth_pb2.RecordUsageRequest, _auth_pb2.RecordUsageResponse]
     """Settles a call: what was used, or that nothing was. The first report on a call counts; the same report again gets the same
@@ -73,6 +74,7 @@ class AuthServiceAsyncStub(AuthServiceStub):
     """Decides whether a call may be made and sets its money aside. A refusal is a `Denial` in the answer, not an error.
     The same request again while the call is open returns the same grant. Errors: `INVALID_ARGUMENT` for a field out of range;
     `ALREADY_EXISTS` when the request_id was used with other arguments or by someone else, or is settled.
+    With `dry_run` it decides the same way, explains the decision, and changes nothing. The operator may call it so alone.
     """
     RecordUsage: _aio.UnaryUnaryMultiCallable[_auth_pb2.RecordUsageRequest, _auth_pb2.RecordUsageResponse]  # type: ignore[assignment]
     """Settles a call: what was used, or that nothing was. The first report on a call counts; the same report again gets the same
@@ -106,6 +108,7 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         """Decides whether a call may be made and sets its money aside. A refusal is a `Denial` in the answer, not an error.
         The same request again while the call is open returns the same grant. Errors: `INVALID_ARGUMENT` for a field out of range;
         `ALREADY_EXISTS` when the request_id was used with other arguments or by someone else, or is settled.
+        With `dry_run` it decides the same way, explains the decision, and changes nothing. The operator may call it so alone.
         """
 
     @_abc_1.abstractmethod
