@@ -60,14 +60,17 @@ class Balancer:
         self.ready = {port for port, ready in zip(ports, told, strict=True) if ready}
 
     async def _is_ready(self, port: int) -> bool:
+        writer: asyncio.StreamWriter | None = None
         try:
             async with asyncio.timeout(1):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 writer.write(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
                 line = await reader.readline()
-                writer.transport.abort()
         except (OSError, TimeoutError):
             return False
+        finally:
+            if writer is not None:
+                writer.transport.abort()
         return b" 200 " in line
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
