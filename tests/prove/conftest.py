@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.prove.proof import SEED, Proof
+from tests.prove.proof import FULL, SEED, Proof
 from tests.prove.register import BOTH, ROWS
 from tests.prove.site import Site
 from tests.suite import forked
@@ -29,6 +29,7 @@ from tests.support.postgres import PostgresServer
 RECORD = os.environ.get("GATEWAY_TEST_RECORD")  # a file for one line of JSON a test, which the report is made from
 ONLY = [row for row in os.environ.get("GATEWAY_TEST_ROWS", "").split(",") if row]  # the rows to run; none: all
 DATABASES = [one for one in os.environ.get("GATEWAY_TEST_DATABASES", "").split(",") if one] or list(BOTH)
+TENTH = 600  # seconds that a tenth may take, beside other tests; in full, the command line has the limit
 _PROOF = pytest.StashKey[Proof]()
 
 
@@ -59,6 +60,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leaves the rows that were asked for, and orders them as the register does."""
     here = [item for item in items if item.get_closest_marker("proves")]
+    for item in here:
+        if not FULL and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(TENTH))
     if ONLY:
         others = [item for item in here if _row_of(item) not in ONLY]
         items[:] = [item for item in items if item not in others]
