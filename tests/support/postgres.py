@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-_NOBODY = 65534  # the server refuses to run as root
+SERVER_USER = 65534  # nobody: the server refuses to run as root
 USER = "gateway"
 # The kernel keeps what a killed process wrote, so that only a power cut would need the syncs; tests of those ask for them.
 _OPTIONS = ("fsync=off", "full_page_writes=off", "max_connections=200", "unix_socket_directories=", "log_line_prefix=%m ")
@@ -31,12 +31,14 @@ class PostgresServer:
         # Not in pytest's folders: those are the test user's alone, and the server runs as another one.
         self.directory = Path(tempfile.mkdtemp(prefix="gateway-postgres-"))
         self.directory.chmod(0o755)
-        self._as_user: dict[str, Any] = {"user": _NOBODY, "group": _NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
+        self._as_user: dict[str, Any] = (
+            {"user": SERVER_USER, "group": SERVER_USER, "extra_groups": []} if os.geteuid() == 0 else {}
+        )
         self._bin = _binaries(self.directory, self._as_user)
         self.data = self.directory / "data"
         self.data.mkdir(mode=0o700)
         if self._as_user:
-            os.chown(self.data, _NOBODY, _NOBODY)
+            os.chown(self.data, SERVER_USER, SERVER_USER)
         self.port = _free_port()
         self._synced = synced
         self._made = 0
