@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 import peewee
 
-from gateway.errors import DatabaseUnavailable, InvalidArgument
+from gateway.errors import DatabaseUnavailable, FailedPrecondition, InvalidArgument
 from gateway.storage.faults import DRIVER_ERRORS, translated
 
 BUSY_TIMEOUT: Final = 0.25  # seconds; a caller of auth waits one second in all, so a locked database must be told soon
@@ -117,6 +118,17 @@ def connect(url: str, *, busy_timeout: float = BUSY_TIMEOUT, create: bool = True
     with faults():
         database.connect()
     return database
+
+
+def refuse_read_only(url: str) -> None:
+    """Raises FailedPrecondition where a URL names a SQLite file on a file system that is mounted read-only."""
+    parts = urlsplit(url)
+    if parts.scheme != "sqlite":
+        return
+    path = Path(unquote(parts.path[1:]))
+    with suppress(OSError):  # what is not there yet may come
+        if os.statvfs(path.parent).f_flag & os.ST_RDONLY:
+            raise FailedPrecondition(f"the database {path} cannot be written to: its file system is mounted read-only")
 
 
 def _sqlite(make: Any, path: Path, busy_timeout: float, *, create: bool) -> Database:

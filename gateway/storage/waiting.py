@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from gateway.errors import DatabaseUnavailable, FailedPrecondition
-from gateway.storage.database import BUSY_TIMEOUT, Database, connect
+from gateway.storage.database import BUSY_TIMEOUT, Database, connect, refuse_read_only
 from gateway.storage.migrate import pending, refuse_newer
 
 T = TypeVar("T")
@@ -27,8 +27,8 @@ def for_database(
 
     busy_timeout: seconds that a writer of it waits for another one. patience: seconds until it gives up; None: never.
     tell: is given what it waits for, when that changes and every half minute.
-    Raises InvalidArgument for a URL that names no database and FailedPrecondition for a newer one, at once; when patience
-    ends, whatever is still in the way.
+    Raises InvalidArgument for a URL that names no database, FailedPrecondition for a newer one and for one on a disk that is
+    mounted read-only, at once; when patience ends, whatever is still in the way.
     """
     gives_up = None if patience is None else time.monotonic() + patience
     told, tell_again = "", 0.0
@@ -65,6 +65,7 @@ class _NotYetError(Exception):
 
 
 def _open(url: str, busy_timeout: float) -> Database:
+    refuse_read_only(url)
     db = connect(url, busy_timeout=busy_timeout, create=False)
     try:
         _require_schema(db)
