@@ -91,20 +91,12 @@ async def test_an_auth_that_comes_back_is_not_run_over(site, proof):
     site, scrape = measured(site)
     stack, auths, proxies = site.stack, site.all_of("auth"), site.all_of("proxy")
     token, other = site.token(max_amount=1000), site.token(max_amount=1000)
-    waiting, away = proof.size(1500), proof.size(100, 6)
-    running = [
-        asyncio.create_task(
-            race(
-                site.doors,
-                token,
-                waiting // 5,
-                stream=bool(part % 2),
-                prompt=f"unique:1 tokens:10 chunks:2 seconds:{away * (part + 1) // 6}",
-            )
-        )
-        for part in range(5)
-    ]
-    await upstream(site, waiting)
+    waiting, away, running = proof.size(1000), proof.size(100, 6), []
+    for part in range(10):  # so that all are admitted at the first attempt
+        seconds = away * (part + 3) // 14 + 3
+        prompt = f"unique:1 tokens:10 chunks:2 seconds:{seconds}"
+        running.append(asyncio.create_task(race(site.doors, token, waiting // 10, stream=bool(part % 2), prompt=prompt)))
+        await upstream(site, waiting // 10 * (part + 1))
     over = asyncio.Event()
     async with site.door() as door:
         load = asyncio.create_task(
