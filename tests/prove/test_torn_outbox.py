@@ -9,12 +9,9 @@ from dataclasses import dataclass
 import pytest
 
 from gateway.ids import uuid7
-from gateway.rpc.channel import sync_channel
-from gateway.rpc.identity import Identity
-from gateway.stubs.auth.v1 import auth_pb2 as pb
-from gateway.stubs.auth.v1.auth_pb2_grpc import AuthServiceStub
 from tests.prove.scrape import Scrape
 from tests.prove.site import Site
+from tests.prove.test_crash_replay import admitted
 from tests.proxy.outbox_harness import opened_record, report, settlement_record
 from tests.suite.audit import open_holds
 from tests.suite.load import calls
@@ -65,35 +62,6 @@ def torn_files(ids: list[list[str]], step: int, chance) -> list[Torn]:
     return files
 
 
-def admitted(site: Site, token: str, count: int) -> list[list[str]]:
-    """Ids of so many times `CALLS` calls that a proxy has had admitted and not reported."""
-    identity = Identity.load(site.stack.data / "pki" / "proxy")
-    groups, proxy_id = [[uuid7() for _ in range(CALLS)] for _ in range(count)], uuid7()
-    with sync_channel(f"127.0.0.1:{site.stack.auth_port}", identity, "auth") as channel:
-        stub = AuthServiceStub(channel)
-        every = [one for group in groups for one in group]
-        for first in range(0, len(every), 50):
-            request = pb.BatchValidateTokensRequest(
-                validations=[
-                    pb.ValidateTokenRequest(
-                        token=token,
-                        request_id=one,
-                        request_model="gpt-test",
-                        candidates=[pb.Candidate(provider="mock", model="gpt-test")],
-                        max_output_tokens=50,
-                        choices=1,
-                        client_ip="127.0.0.1",
-                        proxy_id=proxy_id,
-                        input_token_ceiling=10,
-                    )
-                    for one in every[first : first + 50]
-                ]
-            )
-            answer = stub.BatchValidateTokens(request, timeout=5)
-            assert all(one.response.HasField("grant") for one in answer.validations), answer
-    return groups
-
-
 def states(site: Site) -> dict[str, str]:
     """What became of each call."""
     rows = site.stack.query("SELECT request_id, state, usage_source FROM requests")
@@ -111,7 +79,8 @@ async def test_a_damaged_outbox_costs_its_damaged_records_and_no_others(site, pr
     # Relatively prime to the length of a record, so that other bytes are met in each of the three.
     step = proof.size(1, 11)
     count = len(range(0, settled, step)) + len(range(0, 3 * settled, step))
-    files = torn_files(await asyncio.to_thread(admitted, site, token, count), step, proof.chance)
+    ids = await asyncio.to_thread(admitted, stack, token, count * CALLS, uuid7())
+    files = torn_files([ids[first : first + CALLS] for first in range(0, len(ids), CALLS)], step, proof.chance)
     outbox = stack.data / "outbox"
     outbox.mkdir(mode=0o700, exist_ok=True)
     left = []
