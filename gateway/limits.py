@@ -91,14 +91,16 @@ def period_end(period: str, now: datetime) -> datetime | None:
 def rolled(period: str, started: str | None, spent_nanos: int, now: datetime) -> tuple[str | None, int]:
     """The start of a token's current period and what was spent in it, after the reset that may be due.
 
-    A token that has never been in a period begins one with what it has spent.
+    Where a person has written another period over a token's, its start is that of the new one, and the amount is only what is
+    known here: the records say what was spent since then.
     """
     start = period_start(period, now)
-    if start is None:
-        return None, spent_nanos
-    if started is None:
+    if start is None or started is None:
         return start, spent_nanos
-    return (start, 0) if started < start else (started, spent_nanos)
+    if started < start:
+        return start, 0
+    # Later than now: by a clock that was set back since, or the start of a shorter period that was written over.
+    return (started, spent_nanos) if started == period_start(period, from_text(started)) else (start, spent_nanos)
 
 
 def enter_minute(window: Window, now: datetime) -> None:

@@ -133,7 +133,7 @@ def book(
         raise InvalidArgument("amount is too much: a token spends at most 9000000000", metadata={"param": "amount"})
     # The reset that may be due comes first: a correction belongs to the period that it is booked in.
     start, in_period = rolled(token.budget_period, token.period_start, token.period_spent_nanos, at)
-    if token.period_start is None and start is not None:
+    if start != token.period_start:
         in_period = spent_since(db, token.id, start)
     db.run(
         "UPDATE client_tokens SET total_spent_nanos = ?, period_start = ?, period_spent_nanos = ? WHERE id = ?",

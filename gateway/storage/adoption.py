@@ -43,7 +43,7 @@ def adopt(db: Database, key: bytes, now: str, *, wanted: Collection[str] | None 
         try:
             [row] = db.query(
                 "SELECT id, name, token, token_hash, allowed_models, expires_at, max_amount, amount_spent, total_spent_nanos,"
-                " deleted_at, allowed_ips, budget_period, period_start, period_spent_nanos FROM client_tokens WHERE id = ?",
+                " deleted_at, allowed_ips, budget_period, period_start FROM client_tokens WHERE id = ?",
                 (token_id,),
             )
             _adopt_row(db, key, now, row)
@@ -99,7 +99,7 @@ def note_scrubbed(db: Database, asked: str) -> None:
 
 def _adopt_row(db: Database, key: bytes, now: str, row: tuple[Any, ...]) -> None:
     token_id, name, secret, token_hash, allowed_models, expires_at, max_amount, amount_spent, total_spent, *rest = row
-    deleted_at, allowed_ips, period, started, period_spent = rest
+    deleted_at, allowed_ips, period, started = rest
     changes: dict[str, Any] = {"token": None, "max_amount": None, "amount_spent": None, "name": name or f"token-{token_id}"}
     faults = []
     if secret is not None:
@@ -128,20 +128,19 @@ def _adopt_row(db: Database, key: bytes, now: str, row: tuple[Any, ...]) -> None
     if allowed_ips is not None:
         faults += _read(changes, "allowed_ips", lambda: parse_addresses(allowed_ips.replace(",", " ").split()))
     spent = changes.pop("spent", None)
-    # The reset that may be due comes first: what is written over the amount below belongs to the period that it is written in.
-    changes["period_start"], changes["period_spent_nanos"] = rolled(period, started, period_spent, from_text(now))
+    start, _ = rolled(period, started, 0, from_text(now))
+    changes["period_start"] = start
     if spent is not None and token_hash is None and total_spent == 0:
-        changes |= {"opening_nanos": spent, "total_spent_nanos": spent, "period_spent_nanos": spent}
+        changes |= {"opening_nanos": spent, "total_spent_nanos": spent}
     if faults:
         changes["enabled"] = 0
     assignments = ", ".join(f"{column} = ?" for column in changes)
     db.run(f"UPDATE client_tokens SET {assignments} WHERE id = ?", (*changes.values(), token_id))
     if spent is not None and "opening_nanos" not in changes:
-        _adjust(db, token_id, spent - total_spent, now)
-    if (start := changes["period_start"]) is not None:
-        # What was brought along belongs to the period that the row was written in, which may be over.
-        in_period = spent_since(db, token_id, start)
-        db.run("UPDATE client_tokens SET period_spent_nanos = ? WHERE id = ?", (in_period, token_id))
+        _adjust(db, token_id, spent - total_spent, max(now, start or ""))
+    # What was brought along belongs to the period that the row was written in, which may be over; what was written over the
+    # amount, to that of now.
+    db.run("UPDATE client_tokens SET period_spent_nanos = ? WHERE id = ?", (spent_since(db, token_id, start), token_id))
     told = {"name": changes["name"], "faults": faults, "deleted": deleted_at is not None}
     db.run(
         "INSERT INTO audit (at, actor, action, subject, after_json) VALUES (?, ?, ?, ?, ?)",
@@ -166,9 +165,8 @@ def _set_aside(db: Database, now: str, token_id: int) -> None:
 def _adjust(db: Database, token_id: int, difference: int, now: str) -> None:
     """What a person wrote over the amount of a token that already lives is a correction, and is kept as one."""
     db.run(
-        "UPDATE client_tokens SET total_spent_nanos = total_spent_nanos + ?, period_spent_nanos = period_spent_nanos + ?"
-        " WHERE id = ?",
-        (difference, difference, token_id),
+        "UPDATE client_tokens SET total_spent_nanos = total_spent_nanos + ? WHERE id = ?",
+        (difference, token_id),
     )
     db.run(
         "INSERT INTO adjustments (token_id, amount_nanos, reason, actor, created_at) VALUES (?, ?, ?, ?, ?)",

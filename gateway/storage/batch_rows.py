@@ -175,9 +175,9 @@ class BatchRows:
         for row in rows:
             inbox = inbox or bool(row[0])
             token = _token(row)
-            never_in_period = token.period_start is None
+            started = token.period_start
             token.roll(self._now)
-            if never_in_period and token.period_start is not None and token.total_spent_nanos:
+            if token.period_start != started:  # 0, unless a person has written another period into the row
                 token.period_spent_nanos = spent_since(self._db, token.id, token.period_start)
             self.tokens[token.id] = token
             if token.deleted_at is None:

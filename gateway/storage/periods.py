@@ -13,8 +13,14 @@ SPENT_SINCE = """
 """In SQL, for the row `t` of client_tokens and the start of a period: what was admitted, corrected or brought along since."""
 
 
-def spent_since(db: Database, token_id: int, start: str) -> int:
-    """What a token has spent since the start of a period, in nano-dollars. Reads a row a model and day."""
+def spent_since(db: Database, token_id: int, start: str | None) -> int:
+    """What a token has spent since the start of a period, in nano-dollars. Reads a row a model and day.
+
+    start: None where the budget has no periods: all that was ever spent.
+    """
+    if start is None:
+        [(spent,)] = db.query("SELECT total_spent_nanos FROM client_tokens WHERE id = ?", (token_id,))
+        return int(spent)
     sql = f"SELECT {SPENT_SINCE.format(start='?')} FROM client_tokens t WHERE t.id = ?"
     [(spent,)] = db.query(sql, (start, start, start, token_id))
     return int(spent)

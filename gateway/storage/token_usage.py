@@ -70,7 +70,7 @@ def find(db: Database, token_hash: str, now: datetime) -> TokenBooks | None:
         Window(*window),
     )  # fmt: skip
     books.roll(now)
-    if started is None and books.period_start is not None:
+    if books.period_start != started:
         books.period_spent_nanos = spent_since(db, token_id, books.period_start)
     return TokenBooks(books, prompt_tokens, completion_tokens, total_tokens)
 

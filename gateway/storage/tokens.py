@@ -230,7 +230,11 @@ class TokenStore:
         return found
 
     def _token(self, row: Any) -> ClientToken:
-        return _to_token(row, self._clock.now())
+        now = self._clock.now()
+        start, spent = rolled(row.budget_period, row.period_start, row.period_spent_nanos, now)
+        if start != row.period_start:  # 0, unless a person has written another period into the row
+            spent = spent_since(self._db, row.id, start)
+        return _to_token(row, spent, now)
 
     def _adopt(self, wanted: Collection[str] | None = None) -> None:
         if adopt(self._db, self._key, to_text(self._clock.now()), wanted=wanted):
@@ -239,8 +243,6 @@ class TokenStore:
     def _new_period(self, token: ClientToken, period: str) -> dict[str, Any]:
         """The columns of a token whose budget starts anew at other times: what it has spent since the period of now began."""
         start = period_start(period, self._clock.now())
-        if start is None:
-            return {"period_start": None, "period_spent_nanos": token.amount_spent_nanos}
         return {"period_start": start, "period_spent_nanos": spent_since(self._db, token.id, start)}
 
     def _set(
@@ -300,9 +302,8 @@ def _columns(values: Mapping[str, Any]) -> dict[str, Any]:
     return columns
 
 
-def _to_token(row: Any, now: datetime) -> ClientToken:
-    """A row as it stands now: in the budget period of now, and without a secret whose grace time is over."""
-    _, period_spent = rolled(row.budget_period, row.period_start, row.period_spent_nanos, now)
+def _to_token(row: Any, period_spent: int, now: datetime) -> ClientToken:
+    """A row as it stands now, without a secret whose grace time is over. period_spent: of the budget period of now."""
     previous = None if row.previous_valid_until is None else from_text(row.previous_valid_until)
     return ClientToken(
         id=row.id,
