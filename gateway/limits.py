@@ -1,7 +1,7 @@
 """A token's limits besides its budget: budget periods, requests and tokens a minute, calls in parallel, addresses. Pure.
 
-Minutes and periods are those of UTC. A counter never goes back: a clock that was set back counts on in the minute that the
-token is in.
+Minutes and periods are those of UTC. A clock that was set back counts on in the period that the token is in, and in its minute
+where that is at most one minute ahead.
 """
 
 from __future__ import annotations

@@ -140,9 +140,10 @@ def book(
         (spent, start, in_period + amount_nanos, token.id),
     )
     row = models.Adjustment
+    created_at = max(to_text(at), start or "")  # a clock that was set back counts on in the period that the token is in
     adjustment_id = int(
         row.insert(
-            token_id=token.id, amount_nanos=amount_nanos, reason=reason, actor=actor.name, created_at=to_text(at)
+            token_id=token.id, amount_nanos=amount_nanos, reason=reason, actor=actor.name, created_at=created_at
         ).execute(db)
     )
     told = {"adjustment_id": adjustment_id, "amount_nanos": amount_nanos, "reason": reason, "amount_spent_nanos": spent}
@@ -155,7 +156,7 @@ def book(
         before={"amount_spent_nanos": token.total_spent_nanos},
         after=told | dict(details or {}),
     )
-    return Booked(Adjustment(adjustment_id, token.id, amount_nanos, reason, actor.name, at), spent)
+    return Booked(Adjustment(adjustment_id, token.id, amount_nanos, reason, actor.name, from_text(created_at)), spent)
 
 
 def checked_reason(reason: str) -> str:

@@ -124,7 +124,9 @@ class Batch:
             token.held_nanos -= row.held_nanos
             token.window.open_calls -= 1
         if token.window.window_start is not None and token.window.window_start[:_MINUTE] == row.admitted_at[:_MINUTE]:
-            token.window.window_tokens += input_tokens + output_tokens - row.expected_tokens
+            # Not below 0: a clock that went far ahead and back has begun this minute anew.
+            counted = token.window.window_tokens + input_tokens + output_tokens - row.expected_tokens
+            token.window.window_tokens = max(0, counted)
         token.total_spent_nanos += added
         if token.period_start is None or row.admitted_at >= token.period_start:
             token.period_spent_nanos += added
@@ -198,7 +200,7 @@ class Batch:
             identity=report.identity,
             state=State.EXPIRED,  # neither held nor charged yet: `_book` adds all of it
             candidates=encode_candidates([[priced.provider, priced.model, priced.price_id]]),
-            admitted_at=self._now_text,
+            admitted_at=token.admitted_at(self._now_text),
             period_start=token.period_start,
             held_nanos=0,
             granted_max_output_tokens=None,
@@ -254,7 +256,7 @@ class Batch:
             identity=admission.identity,
             state=State.ADMITTED,
             candidates=encode_candidates([[c.provider, c.model, c.price_id] for c in candidates]),
-            admitted_at=self._now_text,
+            admitted_at=token.admitted_at(self._now_text),
             period_start=token.period_start,
             held_nanos=decision.held_nanos,
             granted_max_output_tokens=decision.max_output_tokens,

@@ -48,6 +48,14 @@ class TokenRow(TokenState):
     deleted_at: str | None
     changed: bool = False
 
+    def admitted_at(self, now: str) -> str:
+        """When a call of now is admitted by the token's books, as the database's text.
+
+        A clock that was set back, or another machine's that is behind, counts on in the period and the minute that the token
+        is in; a call of before them would count in none.
+        """
+        return max(now, self.period_start or "", self.window.window_start or "")
+
     def remaining_nanos(self) -> int | None:
         """What is left of the budget, holds not taken off; None: no budget."""
         return None if self.max_amount_nanos is None else self.max_amount_nanos - self.period_spent_nanos

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import permutations
 
@@ -26,6 +27,7 @@ from tests.support.ledger import (
     admission,
     make_database,
     open_ledger,
+    released,
     settled,
     token_row,
 )
@@ -117,3 +119,64 @@ def test_a_correction_after_a_period_was_written_by_hand_is_booked_in_it(books):
         books.db.run("UPDATE client_tokens SET budget_period = 'daily'")
     books.adjustments.create(1, TOKEN_PRICE * 1000, "a call that was lost", actor=WE)
     assert token_row(books.db)["period_spent_nanos"] == 3 * DOLLAR
+
+
+# -- a clock that was set back ------------------------------------------------------------------------------------------------
+
+
+def test_calls_by_a_clock_that_was_set_back_over_midnight_count_in_the_budget(books):
+    books.make(budget_period="daily")
+    books.spend(4)
+    books.clock.at -= timedelta(hours=1)
+    books.spend(6)
+    assert not isinstance(books.admit()[1], Admitted)
+    row = token_row(books.db)
+    assert (row["period_spent_nanos"], row["total_spent_nanos"]) == (10 * DOLLAR, 10 * DOLLAR)
+
+
+def test_usage_that_was_not_admitted_counts_in_the_budget_by_a_clock_that_was_set_back(books):
+    books.make(budget_period="daily")
+    books.spend(4)
+    books.clock.at -= timedelta(hours=1)
+    report = settled(uuid7(int(books.clock.at.timestamp() * 1000)), read=1_000, written=0, token_id=1)
+    (answer,) = books.ledger.commit([replace(report, may_record_unadmitted=True)], []).settlements
+    assert answer.remaining_nanos == 5 * DOLLAR
+
+
+def test_a_correction_by_a_clock_that_was_set_back_is_one_of_the_period_that_the_token_is_in(books):
+    books.make(budget_period="daily")
+    books.spend(4)
+    books.clock.at -= timedelta(hours=1)
+    booked = books.adjustments.create(1, -DOLLAR, "an answer that was cut off", actor=WE)
+    assert booked.adjustment.created_at == WEDNESDAY.replace(minute=0)
+    assert token_row(books.db)["period_spent_nanos"] == 3 * DOLLAR
+
+
+def test_an_amount_that_is_written_by_hand_counts_in_the_period_by_a_clock_that_was_set_back(books):
+    books.make(budget_period="daily")
+    books.spend(4)
+    books.clock.at -= timedelta(hours=1)
+    with books.db.write():
+        books.db.run("UPDATE client_tokens SET amount_spent = 5")
+    assert books.store.get(1).period_spent_nanos == 5 * DOLLAR
+
+
+def test_a_call_by_a_clock_that_is_a_little_behind_is_counted_with_what_it_used_in_the_minute_of_its_token(books):
+    books.make(tokens_per_minute=10_000)
+    books.spend(1)
+    books.clock.at -= timedelta(seconds=1)
+    request_id, answer = books.admit()
+    assert answer.rate_limits[0].remaining == 10_000 - 1_000 - 251
+    books.ledger.commit([settled(request_id, read=20, written=1)], [])
+    assert books.admit()[1].rate_limits[0].remaining == 10_000 - 1_000 - 21 - 251
+
+
+def test_no_more_than_the_limit_is_left_after_a_clock_went_far_ahead_and_back(books):
+    books.make(tokens_per_minute=10_000)
+    before, _ = books.admit()
+    books.clock.at += timedelta(hours=1)
+    books.spend(1)
+    books.clock.at -= timedelta(hours=1)
+    books.ledger.commit([released(books.admit()[0])], [])  # it has the minute begin anew, in which the first one was
+    books.ledger.commit([settled(before, read=1, written=0)], [])
+    assert books.admit()[1].rate_limits[0].remaining == 10_000 - 251
