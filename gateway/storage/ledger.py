@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -135,12 +135,11 @@ class Ledger:
         proxy_id: all calls of this proxy process. request_ids: these calls.
         """
         expired = 0
-        while True:
-            rows = self._open_rows(proxy_id) if proxy_id is not None else list(request_ids)[expired:]
-            now = rows[:_EXPIRE_AT_ONCE]
-            if not now:
-                return expired
-            expired += self._writer.run(lambda some=now: self._expire(some))  # type: ignore[misc] # mypy cannot type the default
+        waiting = list(request_ids)
+        while some := waiting[:_EXPIRE_AT_ONCE] if proxy_id is None else self._open_rows(proxy_id):
+            waiting = waiting[_EXPIRE_AT_ONCE:]
+            expired += self._writer.run(lambda some=some: self._expire(some))  # type: ignore[misc] # mypy cannot type the default
+        return expired
 
     def add_denials(self, counts: dict[tuple[int, str, str], tuple[int, str, str]]) -> None:
         """Adds refusals to their table: (token id, reason, minute) -> (count, last address, last request id)."""
@@ -280,7 +279,9 @@ class Ledger:
         return [row[0] for row in rows]
 
     def _expire(self, request_ids: Sequence[str]) -> int:
+        """Gives how many of these were open still."""
         now = to_text(self._clock.now())
+        totals: defaultdict[tuple[int, str, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0])
         with self._db.write():
             rows = self._lock_open_rows(request_ids)
             with self._db.together():
@@ -296,11 +297,12 @@ class Ledger:
                         " + CASE WHEN COALESCE(period_start, '') <= ? THEN ? ELSE 0 END WHERE id = ?",
                         (held, held, admitted_at, held, token_id),
                     )
-                    add_totals(self._db, {(token_id, admitted_at[:10], model): [0, 0, 0, held]})
-        return len(request_ids)
+                    totals[token_id, admitted_at[:10], model][3] += held
+                add_totals(self._db, totals)
+        return len(rows)
 
     def _lock_open_rows(self, request_ids: Sequence[str]) -> list[tuple[Any, ...]]:
-        """The calls of these that are still open, by token and day: locked as a batch locks them, tokens first."""
+        """The calls of these that are still open: locked as a batch locks them, tokens first."""
         marks = ",".join("?" * len(request_ids))
         if self._db.locking:
             self._db.query(
@@ -314,7 +316,7 @@ class Ledger:
             )
         return self._db.query(
             "SELECT request_id, token_id, held_nanos, admitted_at, request_model FROM requests"
-            f" WHERE request_id IN ({marks}) AND state = 'admitted' ORDER BY token_id, admitted_at, request_model",
+            f" WHERE request_id IN ({marks}) AND state = 'admitted' ORDER BY request_id",
             request_ids,
         )
 

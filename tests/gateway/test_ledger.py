@@ -203,6 +203,15 @@ def test_an_expired_call_is_charged_its_hold_until_a_late_report_replaces_it(led
     assert token_row(db)["open_calls"] == 0
 
 
+def test_only_calls_that_were_open_still_count_as_expired(ledger, db):
+    reported, other, open_still = (admit(ledger, read=1, limit=1)[0] for _ in range(3))
+    settle(ledger, settled(reported, read=1, written=0))
+    ledger.expire(request_ids=[other])  # by another sweeper, just before
+    assert ledger.expire(request_ids=[reported, other, *(uuid7() for _ in range(400)), open_still]) == 1
+    assert token_row(db)["total_spent_nanos"] == (1 + 2 + 2) * TOKEN_PRICE
+    assert db.query("SELECT requests, cost_nanos FROM daily_totals") == [(1, 5 * TOKEN_PRICE)]
+
+
 def test_an_expired_call_is_final_after_a_week(ledger, db, clock):
     request_id, _ = admit(ledger)
     ledger.expire(request_ids=[request_id])
