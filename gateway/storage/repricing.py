@@ -81,7 +81,7 @@ class Repricing:
         self._prices = PriceBook(db, clock)
 
     def preview(self, wanted: Selection) -> Iterator[Repriced]:
-        """What the selected calls would cost, token by token. Changes nothing. Raises NotFound for a price that is none."""
+        """What the selected calls would cost, token by token. Changes nothing. Raises NotFound for no such price or token."""
         self._check(wanted)
         for token_id in self._tokens(wanted):
             result = Repriced(token_id)
@@ -108,6 +108,8 @@ class Repricing:
 
     def _book_some(self, wanted: Selection, result: Repriced, after: str, reason: str, actor: Actor) -> str | None:
         request_ids, following = self._select(wanted, result.token_id, after)
+        if not request_ids:
+            return following
         with self._db.write():
             token = lock_token(self._db, result.token_id)  # whoever else reprices this token waits here
             calls = self._read(wanted, result, request_ids, locking=self._db.locking)
@@ -146,6 +148,8 @@ class Repricing:
     def _check(self, wanted: Selection) -> None:
         if wanted.price_id and not self._db.query("SELECT 1 FROM prices WHERE id = ?", (wanted.price_id,)):
             raise NotFound(f"there is no price {wanted.price_id}")
+        if wanted.token_id and not self._db.query("SELECT 1 FROM client_tokens WHERE id = ?", (wanted.token_id,)):
+            raise NotFound(f"there is no token {wanted.token_id}")
 
     def _tokens(self, wanted: Selection) -> list[int]:
         if wanted.token_id:
@@ -196,9 +200,11 @@ class Repricing:
         if (0 if rates is None else cost_nanos(usage, rates)) != cost:
             return None
         known = candidates_of(candidates)
-        served = next((one for one in known if one[0] == provider and one[2] == (price_id or 0)), known[0])
-        new_id = wanted.price_id or self._prices.find(served[0], served[1]).price_id
+        # Its model at the provider is not in the row: of several at one price, each may be the one.
+        served = [one for one in known if one[0] == provider and one[2] == (price_id or 0)] or known[:1]
+        new_ids = {wanted.price_id or self._prices.find(served_by, model).price_id for served_by, model, _ in served}
+        new_id = new_ids.pop()
         new_rates = self._prices.rates(new_id)
-        if new_rates is None:
+        if new_rates is None or new_ids:
             return None
         return _Call(request_id, int(cost) + int(corrected), cost_nanos(usage, new_rates), new_id)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import threading
 from contextlib import closing
+from dataclasses import replace
 from datetime import timedelta
+from decimal import Decimal
+from functools import partial
 
 import pytest
 
 from gateway.errors import FailedPrecondition, NotFound
+from gateway.pricing import Rate, Rates
 from gateway.storage.audit import Actor
 from gateway.storage.database import connect
 from gateway.storage.prices import load_rows
@@ -30,6 +34,7 @@ from tests.support.ledger import (
 
 OPERATOR = Actor("operator")
 CALL = 30 * TOKEN_PRICE
+HALF = Rates({"input": Rate(Decimal(500)), "output": Rate(Decimal(500))})
 
 
 @pytest.fixture
@@ -108,6 +113,20 @@ def test_only_calls_with_the_providers_usage_that_can_be_computed_again(books):
     assert (found.calls, found.left_out) == (1, 1)
 
 
+def test_a_call_that_several_models_of_an_alias_may_have_served_is_computed_where_they_cost_the_same(books):
+    db, ledger, clock = books
+    both = replace(price("twin-*", input="1000", output="1000"), pattern='{"glob":"twin-*"}')
+    load_rows(db, "file", [both], "2026-01-01T00:00:00.000000Z")
+    call = admission(candidates=(("demo", "twin-1"), ("demo", "twin-2")))
+    ledger.commit([], [call])
+    ledger.commit([settled(call.request_id, model="twin-2")], [])
+    work = Repricing(db, clock)
+    for name, counts in (("twin-1", (0, 1)), ("twin-*", (1, 0))):
+        load_rows(db, "admin", [replace(both, model=name, pattern=f'{{"glob":"{name}"}}', rates=HALF)], "2026-01-02")
+        (found,) = work.preview(since(clock))
+        assert (found.calls, found.left_out) == counts
+
+
 def test_the_selection_holds(books):
     db, ledger, clock = books
     add_token(db, "another-token-for-tests", name="other", max_amount="1000")
@@ -131,7 +150,7 @@ def test_the_selection_holds(books):
     assert calls(model="other") == calls(provider="other") == []
 
 
-def test_a_price_can_be_named_and_has_to_be_there(books):
+def test_a_price_and_a_token_can_be_named_and_have_to_be_there(books):
     db, ledger, clock = books
     make_calls(ledger, 1)
     new_price(db)
@@ -142,6 +161,9 @@ def test_a_price_can_be_named_and_has_to_be_there(books):
     assert found.would_cost_nanos == CALL // 2
     with pytest.raises(NotFound):
         list(Repricing(db, clock).preview(Selection(since=start, price_id=retired + 1)))
+    for run in (Repricing(db, clock).preview, partial(Repricing(db, clock).book, reason="why", actor=OPERATOR)):
+        with pytest.raises(NotFound):
+            list(run(Selection(since=start, token_id=2)))
 
 
 def test_an_amount_spent_never_falls_below_nothing(books):
