@@ -123,7 +123,9 @@ class Batch:
         if row.state == State.ADMITTED:
             token.held_nanos -= row.held_nanos
             token.window.open_calls -= 1
-        if token.window.window_start is not None and token.window.window_start[:_MINUTE] == row.admitted_at[:_MINUTE]:
+        # Where nobody knows what was used, what was expected stays: to hang up early opens no more than the limit.
+        is_known = bool(decided.usage) or decided.state is State.RELEASED
+        if is_known and (token.window.window_start or "")[:_MINUTE] == row.admitted_at[:_MINUTE]:
             # Not below 0: a clock that went far ahead and back has begun this minute anew.
             counted = token.window.window_tokens + input_tokens + output_tokens - row.expected_tokens
             token.window.window_tokens = max(0, counted)

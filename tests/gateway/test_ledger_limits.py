@@ -13,6 +13,7 @@ from gateway.ids import uuid7
 from gateway.quota import Call
 from gateway.storage.database import connect
 from gateway.storage.reconcile import reconcile
+from gateway.usage import Outcome
 from tests.support.ledger import (
     DOLLAR,
     MODEL,
@@ -130,6 +131,19 @@ def test_tokens_a_minute_are_those_that_were_used_and_until_then_those_expected(
     clock.at += timedelta(minutes=1)
     ledger.commit([settled(late, read=500, written=499)], [])  # belongs to the minute that it was admitted in
     assert admit(ledger, read=4, limit=9)[1].rate_limits[0].remaining == 990
+
+
+def test_a_call_of_which_nobody_knows_what_it_used_stays_counted_with_what_was_expected(db, ledger):
+    add_token(db, max_amount=None, tokens_per_minute=1_000)
+    request_id, answer = admit(ledger, read=400, limit=800)  # 100 and 800 are expected
+    ledger.commit([settled(request_id, outcome=Outcome.SETTLED_AT_HOLD, usage={})], [])
+    implausible, answer = admit(ledger, read=40, limit=40)
+    assert answer.rate_limits[0].remaining == 50
+    ledger.commit([settled(implausible, read=-1)], [])
+    refused_upstream, answer = admit(ledger, read=40, limit=20)
+    assert answer.rate_limits[0].remaining == 20
+    ledger.commit([released(refused_upstream)], [])
+    assert admit(ledger, read=4, limit=1)[1].rate_limits[0].remaining == 48
 
 
 def test_a_repeat_and_a_look_count_for_nothing(db, ledger):
