@@ -18,6 +18,7 @@ from gateway.errors import IpNotAllowed, RateLimited, Refusal
 MINUTE = timedelta(minutes=1)
 PARALLEL_RETRY_AFTER = 1.0  # seconds until one of the open calls may have ended
 _ASSUMED_OUTPUT = 256  # tokens that a call without a limit of its own is counted with until it is settled
+_MAPPED_BITS = 96  # of an IPv6 address that holds an IPv4 one, before it
 _BYTES_A_TOKEN = 4  # of the input, until it is settled; the bound of admission counts one
 
 REQUESTS = "requests_per_minute"
@@ -125,6 +126,8 @@ def check_parallel(window: Window) -> Refusal | None:
     most = window.max_parallel_requests
     if most is None or window.open_calls < most:
         return None
+    if most == 0:
+        return _shut(PARALLEL)
     return RateLimited(
         f"This token may have {_many(most, 'call')} open at once. Try again when one has ended.",
         retry_after=PARALLEL_RETRY_AFTER,
@@ -187,7 +190,7 @@ def parse_addresses(entries: list[str]) -> str | None:
     for entry in entries:
         text = entry.strip()
         try:
-            network = ipaddress.ip_network(text, strict=False)
+            network = _network(text)
         except ValueError:
             raise ValueError(f"{text!r} is no address: write 192.0.2.7, 192.0.2.0/24 or 2001:db8::/32") from None
         read.append(str(network.network_address) if network.num_addresses == 1 else str(network))
@@ -199,10 +202,19 @@ def _networks(allowed: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Netwo
     networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network | None] = []
     for entry in allowed.replace(",", " ").split():
         try:
-            networks.append(ipaddress.ip_network(entry, strict=False))
+            networks.append(_network(entry))
         except ValueError:
             networks.append(None)
     return tuple(networks)
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """An address or a network; IPv4 in the form that it has on an IPv6 socket as IPv4. Raises ValueError."""
+    network = ipaddress.ip_network(text, strict=False)
+    mapped = getattr(network.network_address, "ipv4_mapped", None)
+    if mapped is None or network.prefixlen < _MAPPED_BITS:
+        return network
+    return ipaddress.IPv4Network((mapped, network.prefixlen - _MAPPED_BITS))
 
 
 def _unmapped(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
@@ -211,7 +223,17 @@ def _unmapped(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddre
     return address if mapped is None else mapped
 
 
+def _shut(limit: str) -> RateLimited:
+    """The refusal by a limit of 0, which no waiting opens."""
+    return RateLimited(
+        f"This token has a limit ({limit}) of 0, so no call passes. Ask whoever gave it to you.",
+        metadata={"limit": limit, "limit_value": "0"},
+    )
+
+
 def _full(limit: str, most: int, unit: str, window: Window, now: datetime) -> RateLimited:
+    if most == 0:
+        return _shut(limit)
     resets_at = _end_of(window, now)
     return RateLimited(
         f"This token is for {_many(most, unit)} a minute, and those of this minute are used up."

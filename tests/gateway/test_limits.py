@@ -86,7 +86,8 @@ def test_tokens_a_minute_and_calls_at_once_are_limits_too():
 def test_no_limit_is_no_limit_and_nought_lets_nothing_pass(name):
     full = {"open_calls": 10**6, "window_requests": 10**6, "window_tokens": 10**9, "window_start": limits.minute_of(NOW)}
     assert refused(Window(**full), NOW) is None
-    assert refused(entered(**{name: 0}), NOW).metadata["limit"] == name
+    refusal = refused(entered(**{name: 0}), NOW)
+    assert (refusal.metadata, refusal.retry_after) == ({"limit": name, "limit_value": "0"}, None)  # no waiting opens it
 
 
 @pytest.mark.parametrize(("offset", "kept"), [(0, True), (-1, False), (1, True), (2, False), (60 * 24, False)])
@@ -110,6 +111,9 @@ def test_an_open_call_counts_with_what_it_may_well_use():
         ("10.0.0.0/8, 192.0.2.0/24", "192.0.2.200", True),
         ("192.0.2.1/24", "192.0.2.200", True),
         ("192.0.2.0/24", "::ffff:192.0.2.9", True),
+        ("::ffff:192.0.2.0/120", "192.0.2.9", True),
+        ("::ffff:192.0.2.9", "::ffff:192.0.2.9", True),
+        ("::/0", "192.0.2.9", False),
         ("2001:db8::/32", "2001:db8::1", True),
         ("2001:db8::/32", "192.0.2.7", False),
         ("192.0.2.7", "", False),
@@ -126,6 +130,7 @@ def test_addresses_are_kept_in_one_form_and_what_is_none_is_named():
     assert (
         limits.parse_addresses(["192.0.2.7/32", " 192.0.2.1/24 ", "2001:DB8::0/32"]) == "192.0.2.7,192.0.2.0/24,2001:db8::/32"
     )
+    assert limits.parse_addresses(["::ffff:192.0.2.7", "::FFFF:10.0.0.0/104"]) == "192.0.2.7,10.0.0.0/8"
     assert limits.parse_addresses([]) is None
     with pytest.raises(ValueError, match=r"'example\.org' is no address"):
         limits.parse_addresses(["example.org"])
