@@ -99,6 +99,10 @@ class Change:
     def acknowledged(self) -> bool:
         return self.status in {200, 201, 204}
 
+    def __str__(self) -> str:
+        """For a person: without the rows, which are long."""
+        return f"{self.kind} {self.number}, told {self.status}, requests {' '.join(self.ids)}"
+
 
 class Office:
     """An administrator at work over HTTP."""
@@ -225,11 +229,15 @@ def compare(site: Site, proof: Any, office: Office, changes: list[Change], when:
     kinds = Counter(f"{change.kind} {found[change.number]}" for change in changes)
     proof.note(f"{when}: changes", dict(sorted(kinds.items())))
     torn = [change for change in changes if found[change.number] == "torn"]
-    proof.equals(f"{when}: torn changes", torn[:2], [])
+    proof.equals(f"{when}: torn changes", [str(change) for change in torn[:2]], [])
     missing = [change for change in changes if change.acknowledged and found[change.number] != "whole"]
-    proof.equals(f"{when}: acknowledged and not there", missing[:2], [])
+    proof.equals(f"{when}: acknowledged and not there", [str(change) for change in missing[:2]], [])
     silent = sum(not change.acknowledged and found[change.number] == "whole" for change in changes)
     proof.note(f"{when}: made, and nobody was told", silent)
     told = {change.number: sum(records[one] for one in change.ids) for change in changes}
     wrong = [change for change in changes if told[change.number] != (found[change.number] == "whole")]
-    proof.equals(f"{when}: changes without exactly one audit record, or records without a change", wrong[:2], [])
+    proof.equals(
+        f"{when}: changes without exactly one audit record, or records without a change",
+        [str(change) for change in wrong[:2]],
+        [],
+    )
