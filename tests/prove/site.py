@@ -18,7 +18,9 @@ from tests.support.postgres import PostgresServer
 
 QUIET = 5.0  # seconds after the last call within which no hold may be open
 LEASE = 90.0  # seconds; 60 until a dead proxy's beat is missed, and the sweeper's own pace
-SHORT_LEASE = None if FULL else 15.0  # three beats of a proxy, for tests with `is_forked=True` that do not have a minute
+SHORT_LEASE = (
+    None if FULL else 12.0
+)  # two beats of a proxy and a little, for tests with `is_forked=True` that do not have a minute
 
 
 def outcomes(told: Iterable[Told]) -> Counter[str]:
