@@ -89,9 +89,10 @@ def close() -> None:
     if _parent.cache_info().currsize:
         parent = _parent()
         assert parent.stdin is not None and parent.stdout is not None
+        parent.kill()  # it has nothing to finish
+        parent.wait()
         parent.stdin.close()
         parent.stdout.close()
-        parent.wait(10)
         _parent.cache_clear()
 
 
