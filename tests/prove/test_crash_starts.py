@@ -18,7 +18,7 @@ from tests.suite.stack import wait_for
 
 ORDERS = list(itertools.permutations(("auth", "admin", "proxy")))
 READY = 5.0  # seconds after the last part
-BETWEEN = 0.3  # seconds from one start to the next
+BETWEEN = 1.0 if FULL else 0.3  # seconds from one start to the next
 
 
 class Away:
