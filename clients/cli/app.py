@@ -55,6 +55,7 @@ _COMMANDS = {
         """Say whether a call would be let through now, rule by rule.
 
         Decided by the code that decides for real; nothing is held or counted. Exit code 0: granted; 4: refused.
+        With --request: what became of a call, by the x-request-id of its answer.
 
         Example: gateway explain --token app --model gpt-4o --input-tokens 2000 --max-output-tokens 500
         """,

@@ -11,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from clients.cli.connection import DEADLINE, admin_channel, auth_channel
+from clients.cli.lookup import tell_request
 from clients.cli.output import FAULT, OK, REFUSED, USAGE, Failure, Json, table, tell, tell_json
 from clients.cli.tokens import id_of, line_of_stdin
 from clients.cli.wire import amount
@@ -40,18 +41,23 @@ def explain(
     ] = None,
     input_tokens: Annotated[int, Parameter(help="An upper bound of the input: its bytes, to be sure.")] = 0,
     client_ip: Annotated[str, Parameter(help="The caller's address; not known when absent.")] = "",
+    request: Annotated[str, Parameter(help="Instead: what became of this call, by the x-request-id of its answer.")] = "",
     json: Json = False,
 ) -> int:
-    """Say whether a call would be let through now, rule by rule.
+    """Say whether a call would be let through now, rule by rule; or, by its request id, what became of one.
 
     Example: gateway explain --token app --model gpt-4o --input-tokens 2000 --max-output-tokens 500
     """
+    if request:
+        if token or token_stdin or model:
+            raise Failure("--request stands alone: the call is known by it", code=USAGE, reason="usage")
+        return tell_request(request, as_json=json)
     if bool(token) == token_stdin or not model:
-        raise Failure("explain takes --model, and --token or --token-stdin", code=USAGE, reason="usage")
+        raise Failure("explain takes --model, and --token or --token-stdin; or --request", code=USAGE, reason="usage")
     if token.startswith(PREFIX):  # its words must not come back in a message
         raise Failure("--token takes a name or an id; give the token itself with --token-stdin", code=USAGE, reason="usage")
     try:
-        request = pb.ValidateTokenRequest(
+        asked = pb.ValidateTokenRequest(
             dry_run=True,
             request_model=model,
             candidates=_candidates(load_settings(os.environ), model),
@@ -62,11 +68,11 @@ def explain(
     except ValueError as fault:
         raise Failure(f"a number is out of range: {fault}", code=USAGE, reason="usage") from None
     if token_stdin:
-        request.token = line_of_stdin()
+        asked.token = line_of_stdin()
     else:
-        request.token_id = _id(token)
+        asked.token_id = _id(token)
     with auth_channel() as channel:
-        answer = AuthServiceStub(channel).ValidateToken(request, timeout=DEADLINE)
+        answer = AuthServiceStub(channel).ValidateToken(asked, timeout=DEADLINE)
     if json:
         tell_json(_to_json(model, answer))
     else:

@@ -12,12 +12,14 @@ from typing import Any
 from gateway.admission import Admission, Admitted, BatchOutcome, Explained, Settled
 from gateway.clock import Clock, to_text
 from gateway.errors import DatabaseUnavailable, GatewayError
+from gateway.storage import refusals
 from gateway.storage.adoption import adopt, ask_for_scrubbing, asked_for_scrubbing, note_scrubbed
 from gateway.storage.batch import Batch
 from gateway.storage.batch_rows import AdoptFirst, BatchRows, add_totals, locked_places
 from gateway.storage.database import Database
 from gateway.storage.faults import RowLocked
 from gateway.storage.prices import PriceBook
+from gateway.storage.refusals import Counts, KeptRefusal
 from gateway.storage.retention import prune_calls
 from gateway.storage.writer import Writer
 from gateway.usage import Report, Source, State
@@ -141,20 +143,14 @@ class Ledger:
             expired += self._writer.run(lambda some=some: self._expire(some))  # type: ignore[misc] # mypy cannot type the default
         return expired
 
-    def add_denials(self, counts: dict[tuple[int, str, str], tuple[int, str, str]]) -> None:
-        """Adds refusals to their table: (token id, reason, minute) -> (count, last address, last request id)."""
+    def add_denials(self, counts: Counts, kept: Sequence[KeptRefusal] = ()) -> None:
+        """Adds refusals to their tables, in one transaction: how many there were of each kind, and single ones."""
 
-        def add() -> None:
+        def add_them() -> None:
             with self._db.write():
-                self._db.run_many(
-                    "INSERT INTO denials (token_id, reason, minute, count, last_ip, last_request_id) VALUES (?, ?, ?, ?, ?, ?)"
-                    " ON CONFLICT (token_id, reason, minute) DO UPDATE SET count = denials.count + excluded.count,"
-                    " last_ip = excluded.last_ip, last_request_id = excluded.last_request_id",
-                    # Sorted, so that two processes do not wait for each other's rows.
-                    [(*key, *value) for key, value in sorted(counts.items())],
-                )
+                refusals.add(self._db, counts, kept)
 
-        self._writer.run(add)
+        self._writer.run(add_them)
 
     def prune(self, request_ids: Sequence[str], before: datetime) -> int:
         """Deletes these calls where they are final and ended before this moment; gives how many. Their costs stay booked."""

@@ -11,7 +11,9 @@ from typing import Any
 from gateway.clock import from_text, to_text
 from gateway.errors import InvalidArgument, NotFound
 from gateway.ids import uuid7
+from gateway.storage import refusals
 from gateway.storage.database import Database
+from gateway.storage.refusals import KeptRefusal
 
 STATES = ("admitted", "settled", "released", "expired")
 
@@ -111,8 +113,15 @@ class RequestLog:
         sql = f"SELECT {_COLUMNS} {_FROM} WHERE r.request_id = ?"
         rows = self._db.query(sql, (request_id,))
         if not rows:
-            raise NotFound("there is no such request")
+            raise NotFound(
+                "there is no such request: neither a call that was admitted, nor a refusal that was kept (they are written"
+                " some seconds later, and of a flood only the first)"
+            )
         return _to_request(rows[0])
+
+    def refusal(self, request_id: str) -> KeptRefusal | None:
+        """The refusal that was told under an id; None: there is none that was kept."""
+        return refusals.find(self._db, request_id)
 
     def ended(
         self, wanted: RequestFilter, *, after: tuple[str, str], until: datetime, limit: int

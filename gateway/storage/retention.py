@@ -16,6 +16,7 @@ from gateway.clock import to_text
 from gateway.ids import uuid7_milliseconds
 from gateway.storage.batch import FINAL_AFTER_DAYS
 from gateway.storage.database import Database
+from gateway.storage.refusals import prune
 
 AT_ONCE: Final = 100
 """Rows of one transaction, which so takes about as long as one of the ledger's own."""
@@ -91,6 +92,11 @@ def prune_denials(db: Database, before: datetime) -> int:
         )
         db.run_many("DELETE FROM denials WHERE token_id = ? AND reason = ? AND minute = ?", rows)
     return len(rows)
+
+
+def prune_refusals(db: Database, before: datetime) -> int:
+    """Deletes single refusals of before this moment, up to `AT_ONCE` of them, in one transaction; gives how many."""
+    return prune(db, before, AT_ONCE)
 
 
 def _cutoff(before: datetime, now: datetime) -> datetime:

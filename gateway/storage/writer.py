@@ -84,7 +84,11 @@ class Writer(Generic[Item, Result]):
         """Runs a function on the writer's thread, between batches. It opens its own transaction."""
         work = _Errand(errand)
         self._put(self._errands, work)
-        return self._result(work.future, timeout)  # type: ignore[no-any-return] # futures are untyped across the threads
+        try:
+            return self._result(work.future, timeout)  # type: ignore[no-any-return] # futures are untyped across the threads
+        except DatabaseUnavailable:
+            work.future.cancel()  # what is not begun is not done: whoever asks again must not have it done twice
+            raise
 
     def close(self) -> None:
         """Writes what waits, then ends the thread."""
@@ -185,6 +189,8 @@ class Writer(Generic[Item, Result]):
 
 
 def _finish(future: Future[Any], run: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
     try:
         future.set_result(run())
     except BaseException as error:

@@ -9,12 +9,12 @@ from datetime import timedelta
 import grpc
 
 from gateway.clock import Clock, to_text
-from gateway.errors import Overloaded
+from gateway.errors import NotFound, Overloaded
 from gateway.pages import decode_page_token, encode_page_token, page_limit
 from gateway.storage.request_log import RequestLog
 from gateway.stubs.admin.v1 import requests_pb2, requests_pb2_grpc
 from services.admin.listing import fill_page
-from services.admin.wire import filter_from_proto, request_to_proto
+from services.admin.wire import filter_from_proto, refusal_to_proto, request_to_proto
 
 _LIST = "requests"
 _TAIL = "tail"
@@ -53,8 +53,14 @@ class RequestLogServicer(requests_pb2_grpc.RequestLogServiceServicer):
     def GetRequest(
         self, request: requests_pb2.GetRequestRequest, context: grpc.ServicerContext
     ) -> requests_pb2.GetRequestResponse:
-        """One call."""
-        return requests_pb2.GetRequestResponse(request=request_to_proto(self._requests.get(request.request_id)))
+        """One call, or one refusal."""
+        try:
+            return requests_pb2.GetRequestResponse(request=request_to_proto(self._requests.get(request.request_id)))
+        except NotFound:
+            refusal = self._requests.refusal(request.request_id)
+            if refusal is None:
+                raise
+            return requests_pb2.GetRequestResponse(refusal=refusal_to_proto(refusal))
 
     def TailRequests(
         self, request: requests_pb2.TailRequestsRequest, context: grpc.ServicerContext

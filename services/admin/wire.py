@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from gateway.client_tokens import CHANGEABLE, SOFT, STRICT, ClientToken, NewToken, checked, new_token
+from gateway.clock import from_text
 from gateway.errors import InvalidArgument
 from gateway.limits import Period
 from gateway.quota import TokenStatus
 from gateway.storage.audit import AuditEntry
+from gateway.storage.refusals import KeptRefusal
 from gateway.storage.request_log import LoggedRequest, RequestFilter
 from gateway.storage.sessions import TERMINAL, WEB, Session
 from gateway.stubs.admin.v1 import audit_pb2, requests_pb2, sessions_pb2, tokens_pb2
@@ -179,6 +181,32 @@ def request_to_proto(request: LoggedRequest) -> requests_pb2.RequestRecord:
         **{name: getattr(request, name) for name in _PLAIN_REQUEST_FIELDS}, admitted_at=moment_to_proto(request.admitted_at)
     )
     _set_moment(message.settled_at, request.settled_at)
+    return message
+
+
+_FIGURES: Final = ("limit_value", "remaining_nanos", "held_nanos", "needed_nanos")
+
+
+def refusal_to_proto(refusal: KeptRefusal) -> requests_pb2.RefusalRecord:
+    """One refusal."""
+    figures = refusal.figures
+    message = requests_pb2.RefusalRecord(
+        request_id=refusal.request_id,
+        refused_at=moment_to_proto(from_text(refusal.at)),
+        token_id=refusal.token_id,
+        token_name=refusal.token_name,
+        endpoint=refusal.endpoint,
+        request_model=refusal.request_model,
+        reason=refusal.reason,
+        message=refusal.message,
+        client_ip=refusal.client_ip,
+        limit=figures.get("limit", ""),
+    )
+    for name in _FIGURES:
+        if name in figures:
+            setattr(message, name, int(figures[name]))
+    if "resets_at" in figures:
+        message.resets_at.CopyFrom(moment_to_proto(from_text(figures["resets_at"])))
     return message
 
 

@@ -71,10 +71,11 @@ class Decisions:
             reason = answer.reason if isinstance(answer, GatewayError) else Internal.reason
             denied = isinstance(answer, Refusal)
             counts["denied" if denied else "failed", reason] += 1
-            if denied and (admission.request_id or debugging):
+            told_id = admission.request_id or admission.look_id
+            if denied and (told_id or debugging):
                 _log.info(
                     "denied",
-                    request_id=admission.request_id,
+                    request_id=told_id,
                     token_id=answer.metadata.get("token_id", ""),
                     model=admission.call.request_model,
                     reason=reason,

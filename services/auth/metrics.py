@@ -100,7 +100,7 @@ class AuthMetrics:
             self._settlements.labels(state, source)
         for event in EVENTS:
             self._events.labels(event)
-        for table in ("requests", "denials"):
+        for table in ("requests", "denials", "refusals"):
             self._pruned.labels(table)
 
     def waiting(self, change: int) -> None:

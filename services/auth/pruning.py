@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Final
 
 from gateway.clock import Clock
 from gateway.process.logs import get_logger
 from gateway.storage.database import Database
 from gateway.storage.ledger import Ledger
-from gateway.storage.retention import AT_ONCE, Position, old_calls, prune_denials
+from gateway.storage.retention import AT_ONCE, Position, old_calls, prune_denials, prune_refusals
 from services.auth.metrics import AuthMetrics
 
 BATCHES: Final = 60
@@ -23,7 +24,7 @@ _log = get_logger(__name__)
 
 
 class Pruner:
-    """Deletes rows of calls and counts of refusals. Any number of auth processes may do so at once.
+    """Deletes rows of calls and of refusals, and their counts. Any number of auth processes may do so at once.
 
     days: how long they are kept; 0: for good. stop: ends a look early.
     """
@@ -51,7 +52,7 @@ class Pruner:
             self._position, self._rest = Position(), 0
         now = self._clock.now()
         before = now - timedelta(days=self._days)
-        calls = denials = 0
+        calls = 0
         for _ in range(BATCHES):
             if self._position is None or self._stop.is_set():
                 break
@@ -60,15 +61,22 @@ class Pruner:
                 calls += self._ledger.prune(found, before)
                 self._stop.wait(PAUSE)
             self._position = following
+        denials, refusals = self._all(prune_denials, before), self._all(prune_refusals, before)
+        self._metrics.pruned("requests", calls)
+        self._metrics.pruned("denials", denials)
+        self._metrics.pruned("refusals", refusals)
+        if calls or denials or refusals:
+            _log.info("deleted what is older than it is kept", calls=calls, denials=denials, refusals=refusals, days=self._days)
+
+    def _all(self, prune: Callable[[Database, datetime], int], before: datetime) -> int:
+        """Deletes what a function deletes, batch by batch; gives how many rows that were."""
+        gone = 0
         for _ in range(BATCHES):
             if self._stop.is_set():
                 break
-            gone = prune_denials(self._db, before)
-            denials += gone
-            if gone < AT_ONCE:
+            now = prune(self._db, before)
+            gone += now
+            if now < AT_ONCE:
                 break
             self._stop.wait(PAUSE)
-        self._metrics.pruned("requests", calls)
-        self._metrics.pruned("denials", denials)
-        if calls or denials:
-            _log.info("deleted what is older than it is kept", calls=calls, denials=denials, days=self._days)
+        return gone

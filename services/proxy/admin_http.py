@@ -326,6 +326,8 @@ class AdminRoutes:
         admin_log.parameters(request.http.query, ())
         message = requests_pb2.GetRequestRequest(request_id=request.uuid)
         answer = await self._call(self._requests.GetRequest, message, request)
+        if answer.HasField("refusal"):
+            return json_answer(admin_log.refusal_to_json(answer.refusal))
         return json_answer(admin_log.request_to_json(answer.request))
 
     async def _list_customers(self, request: _Request) -> web.Response:

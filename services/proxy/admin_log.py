@@ -16,6 +16,7 @@ from gateway.errors import InvalidRequest
 from gateway.money import to_json_number
 from gateway.stubs.admin.v1 import requests_pb2
 from services.proxy.admin_json import moment_to_json
+from services.proxy.errors import TABLE
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
@@ -108,6 +109,30 @@ def request_to_json(call: requests_pb2.RequestRecord) -> dict[str, Any]:
         "user_agent": call.user_agent,
         "parent_request_id": call.parent_request_id or None,
         "settled_at": moment_to_json(call.settled_at) if call.HasField("settled_at") else None,
+    }
+
+
+def refusal_to_json(refusal: requests_pb2.RefusalRecord) -> dict[str, Any]:
+    """One refusal, amounts in currency units; null where a thing is not known. `state` tells it from a call."""
+    row = TABLE.get(refusal.reason)
+    return {
+        "request_id": refusal.request_id,
+        "at": moment_to_json(refusal.refused_at),
+        "token_id": refusal.token_id or None,
+        "token_name": refusal.token_name or None,
+        "model": refusal.request_model or None,
+        "endpoint": refusal.endpoint or None,
+        "state": "refused",
+        "error_code": None if row is None else row.code,
+        "reason": refusal.reason.lower(),
+        "message": refusal.message,
+        "limit": refusal.limit or None,
+        "limit_value": refusal.limit_value if refusal.HasField("limit_value") else None,
+        "remaining": to_json_number(refusal.remaining_nanos) if refusal.HasField("remaining_nanos") else None,
+        "held": to_json_number(refusal.held_nanos) if refusal.HasField("held_nanos") else None,
+        "needed": to_json_number(refusal.needed_nanos) if refusal.HasField("needed_nanos") else None,
+        "resets_at": moment_to_json(refusal.resets_at) if refusal.HasField("resets_at") else None,
+        "client_ip": refusal.client_ip,
     }
 
 

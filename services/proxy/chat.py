@@ -59,13 +59,13 @@ class Chat:
         body.check_head(request, self._body_limit)
         with Share(self._pool) as share:
             if body.is_large(request):
-                await self._gate.look(token, exchange.address, exchange.arrived)
+                await self._gate.look(token, exchange.address, exchange.arrived, exchange.request_id)
             raw = await body.read(request, limit=self._body_limit, share=share)
             call = await self._reader.read(raw, openai.read_chat)
             exchange.model = call.model
             targets = self._registry.route(call.model)
             if not targets:
-                await self._gate.look(token, exchange.address, exchange.arrived, call.model)
+                await self._gate.look(token, exchange.address, exchange.arrived, exchange.request_id, call.model)
                 raise ModelNotFound(
                     f"No provider serves the model {call.model!r}. GET /v1/models lists those that you can use."
                 )

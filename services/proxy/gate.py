@@ -18,9 +18,12 @@ class Gate:
         self._auth = auth
         self._strangers = strangers
 
-    async def look(self, token: str, address: str, arrived: float, model: str = "") -> None:
-        """Judges a token, and a model's name with it; nothing is held. Raises the refusal."""
-        request = pb.ValidateTokenRequest(token=token, client_ip=address, request_model=model)
+    async def look(self, token: str, address: str, arrived: float, request_id: str, model: str = "") -> None:
+        """Judges a token, and a model's name with it; nothing is held. Raises the refusal.
+
+        request_id: as the caller is told, under which auth keeps the refusal.
+        """
+        request = pb.ValidateTokenRequest(token=token, client_ip=address, request_model=model, look_id=request_id)
         try:
             await self._auth.validate(request, arrived=arrived)
         except TokenUnknown:

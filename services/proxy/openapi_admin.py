@@ -211,6 +211,28 @@ SCHEMAS: Mapping[str, Schema] = {
         }
     ),
     "Calls": _page_of("requests", "Call"),
+    "Refusal": _object(
+        {
+            "request_id": {"type": "string", "format": "uuid"},
+            "at": _MOMENT,
+            "token_id": {**_COUNT_OR_NONE, "description": "null: no live token had the secret."},
+            "token_name": _TEXT_OR_NONE,
+            "model": _TEXT_OR_NONE,
+            "endpoint": _TEXT_OR_NONE,
+            "state": {"type": "string", "enum": ["refused"]},
+            "error_code": {**_TEXT_OR_NONE, "description": "As the caller was told."},
+            "reason": TEXT,
+            "message": TEXT,
+            "limit": {**_TEXT_OR_NONE, "description": "The limit that was met."},
+            "limit_value": _COUNT_OR_NONE,
+            "remaining": MONEY_OR_NONE,
+            "held": MONEY_OR_NONE,
+            "needed": MONEY_OR_NONE,
+            "resets_at": _MOMENT_OR_NONE,
+            "client_ip": TEXT,
+        }
+    ),
+    "CallOrRefusal": {"oneOf": [ref("Call"), ref("Refusal")]},
     "Adjustment": _object(_ADJUSTMENT),
     "Adjustments": _page_of("adjustments", "Adjustment"),
     "BookedAdjustment": _object({**_ADJUSTMENT, "amount_spent": MONEY}),
@@ -349,7 +371,7 @@ PATHS: Mapping[str, Mapping[str, Schema]] = {
             media=_TEXT_MEDIA,
         )
     },
-    "/admin/logs/requests/{id}": {"get": _route("One of them", "Call", where=_UUID)},
+    "/admin/logs/requests/{id}": {"get": _route("One of them, or the refusal under this id", "CallOrRefusal", where=_UUID)},
     "/admin/usage/customers": {"get": _route("Each customer's totals, by name", "Customers", query=_PAGE)},
     "/admin/audit": {
         "get": _route("What administrators did", "AuditRecords", query={"action": TEXT, "subject": TEXT, **_PAGE})

@@ -9,6 +9,9 @@ from datetime import timedelta
 
 import pytest
 
+from gateway.ids import uuid7
+from gateway.storage import refusals
+from gateway.storage.refusals import KeptRefusal
 from tests.admin.test_requests import START, add
 
 
@@ -125,3 +128,24 @@ async def test_hostile_text_in_a_record_stays_on_its_line(door, db, calls):
         assert len([line for line in answer.text.splitlines() if line.startswith("{") and "request_id" in line]) == 4
     table = await door.send("GET", "/admin/logs/requests", headers={"Accept": "text/csv"})
     assert len(list(csv.DictReader(io.StringIO(table.text, newline="")))) == 4
+
+
+async def test_a_refusal_is_told_by_the_id_that_its_caller_was_told(door, db):
+    at = "2026-11-23T11:00:00.000000Z"
+    refused = KeptRefusal(uuid7(), at, 0, "TOKEN_UNKNOWN", "This token is not known here.", client_ip="192.0.2.7")
+    minute = {"limit": "requests_per_minute", "limit_value": "60", "resets_at": "2026-11-23T11:01:00.000000Z"}
+    full = KeptRefusal(uuid7(), at, 0, "RATE_LIMITED", "no more", minute, request_model="gpt-4")
+    with db.write():
+        refusals.add(db, {}, [refused, full])
+    told = (await door.send("GET", f"/admin/logs/requests/{refused.request_id}")).json
+    assert (told["state"], told["error_code"], told["token_id"], told["token_name"]) == (
+        "refused",
+        "invalid_api_key",
+        None,
+        None,
+    )
+    assert (told["at"], told["message"]) == ("2026-11-23T11:00:00Z", "This token is not known here.")
+    told = (await door.send("GET", f"/admin/logs/requests/{full.request_id}")).json
+    assert (told["limit"], told["limit_value"], told["resets_at"]) == ("requests_per_minute", 60, "2026-11-23T11:01:00Z")
+    assert (told["remaining"], told["model"]) == (None, "gpt-4")
+    assert (await door.send("GET", f"/admin/logs/requests/{uuid7()}")).status == 404

@@ -7,6 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from gateway.ids import uuid7
+from gateway.rpc.channel import sync_channel
+from gateway.rpc.identity import Identity
+from gateway.stubs.auth.v1 import auth_pb2 as pb
+from gateway.stubs.auth.v1.auth_pb2_grpc import AuthServiceStub
 from tests.clients.conftest import Installation
 from tests.suite.stack import wait_for
 
@@ -116,3 +121,24 @@ def test_an_auth_that_is_away_is_said_with_exit_code_3(fresh: Installation) -> N
     done = fresh.gateway("explain", "--token", "1", "--model", "demo", "--json", check=False)
     assert done.returncode == 3
     assert json.loads(done.stdout)["error"]["code"] == "auth_unavailable"
+
+
+def test_a_refused_call_and_an_admitted_one_are_found_by_their_ids(running: Installation) -> None:
+    refused, admitted = uuid7(), uuid7()
+    with sync_channel(f"127.0.0.1:{running.auth_port}", Identity.load(running.data / "pki" / "proxy"), "auth") as channel:
+        ask = AuthServiceStub(channel).ValidateToken
+        call = {"token": running.secret, "input_token_ceiling": 10, "max_output_tokens": 10, "client_ip": "192.0.2.7"}
+        assert ask(pb.ValidateTokenRequest(request_id=refused, request_model="gpt-4", **call)).HasField("denial")
+        assert ask(pb.ValidateTokenRequest(request_id=admitted, request_model="demo", **call)).HasField("grant")
+    wait_for("auth has written it", lambda: running.gateway("explain", "--request", refused, check=False).returncode == 0)
+    told = running.answer("explain", "--request", refused)
+    assert (told["state"], told["reason"], told["token_name"]) == ("refused", "model_not_allowed", "app")
+    assert (told["model"], told["client_ip"]) == ("gpt-4", "192.0.2.7")
+    lines = running.gateway("explain", "--request", refused).stdout
+    assert "This token is not for this model." in lines
+    assert "(app)" in lines
+    assert running.answer("explain", "--request", admitted)["state"] == "admitted"
+    assert "admitted" in running.gateway("explain", "--request", admitted).stdout
+    unknown = running.gateway("explain", "--request", uuid7(), check=False)
+    assert (unknown.returncode, unknown.stderr.count("\n")) == (1, 1)
+    assert running.gateway("explain", "--request", refused, "--model", "demo", check=False).returncode == 2

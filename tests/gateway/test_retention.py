@@ -14,6 +14,7 @@ from gateway.errors import FailedPrecondition, PermissionDenied
 from gateway.ids import uuid7
 from gateway.storage.database import connect
 from gateway.storage.reconcile import reconcile
+from gateway.storage.refusals import KeptRefusal
 from gateway.storage.retention import AT_ONCE, Position, old_calls, prune_calls
 from gateway.usage import Outcome
 from services.auth.denials import DenialLog
@@ -167,15 +168,18 @@ def test_a_repeated_report_on_a_kept_call_still_gets_its_first_answer(books):
     assert token_row(db)["total_spent_nanos"] == 30 * TOKEN_PRICE
 
 
-def test_old_counts_of_refusals_go(books):
+def test_old_refusals_and_their_counts_go(books):
     db, ledger, clock = books
     for age in (DAYS + 1, DAYS - 1):
         minute = to_text(clock.now() - timedelta(days=age))[:16]
-        ledger.add_denials({(1, f"R{number}", minute): (1, "", "") for number in range(AT_ONCE + 20)})
+        at = to_text(clock.now() - timedelta(days=age))
+        kept = [KeptRefusal(uuid7(), at, 1, "RATE_LIMITED", "no") for _ in range(AT_ONCE + 20)]
+        ledger.add_denials({(1, f"R{number}", minute): (1, "", "") for number in range(AT_ONCE + 20)}, kept)
     sweeper, registry = sweeper_of(db, ledger, clock)
     sweeper.look()
     assert db.query("SELECT COUNT(*), MIN(minute) FROM denials") == [(AT_ONCE + 20, minute)]
-    assert pruned(registry, "denials") == AT_ONCE + 20
+    assert db.query("SELECT COUNT(*), MIN(at) FROM refusals") == [(AT_ONCE + 20, at)]
+    assert pruned(registry, "denials") == pruned(registry, "refusals") == AT_ONCE + 20
 
 
 def test_the_books_add_up_while_two_delete_and_calls_go_on(books, database_url):

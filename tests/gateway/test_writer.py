@@ -51,3 +51,15 @@ def test_a_fault_between_batches_ends_no_later_one(caplog):
     assert [writer.submit([number], timeout=5) for number in range(2)] == [[0], [1]]
     writer.close()
     assert "between batches" in caplog.text
+
+
+def test_an_errand_that_nobody_waits_for_any_more_is_not_run_later(writer, flowing):
+    """Whoever was told that the database is busy asks again: what it counted must not be added twice."""
+    ran = []
+    with pytest.raises(CommitUnheard):
+        writer.submit(["begun"], timeout=0.05)
+    with pytest.raises(DatabaseUnavailable):
+        writer.run(lambda: ran.append("first"), timeout=0.05)
+    flowing.set()
+    writer.run(lambda: ran.append("again"), timeout=5)
+    assert ran == ["again"]

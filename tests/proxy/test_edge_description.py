@@ -64,6 +64,7 @@ async def test_the_description_of_administration_names_each_route_of_its_door() 
         ("Token", admin_json.token_to_json(tokens_pb2.Token())),
         ("Session", admin_json.session_to_json(sessions_pb2.Session())),
         ("Call", admin_log.request_to_json(requests_pb2.RequestRecord())),
+        ("Refusal", admin_log.refusal_to_json(requests_pb2.RefusalRecord())),
         ("Customer", admin_json.customer_to_json(usage_pb2.CustomerUsage())),
         ("Adjustment", admin_books.adjustment_to_json(adjustments_pb2.Adjustment())),
         ("BookedAdjustment", admin_books.booked_to_json(adjustments_pb2.CreateAdjustmentResponse())),

@@ -71,6 +71,31 @@ def test_a_refusal_is_found_by_its_id_without_debugging(fresh: Installer):
     assert token not in json.dumps(told)
 
 
+def test_whoever_was_refused_is_found_by_the_id_of_the_answer(fresh: Installer):
+    """By the command line and over HTTP, whoever it was: also where the body was too large to be read before the token."""
+    suite = fresh("auth", "admin", "proxy")
+    token = suite.token(max_amount=0, allowed_models="gpt-*")
+    large = CALL | {"messages": [{"role": "user", "content": "x" * 100_000}]}
+    refused = {}
+    for case, secret, body, status in (
+        ("insufficient_quota", token, CALL, 402),
+        ("invalid_api_key", "nobody-has-this-token", CALL, 401),
+        ("insufficient_quota", token, large, 402),
+    ):
+        told, request_id, answer = ask(suite, "/v1/chat/completions", body, secret)
+        assert (told, answer["error"]["code"]) == (status, case)
+        refused[request_id] = answer["error"]
+    _, _, session = ask(suite, "/auth/login", {"username": "admin", "password": ADMIN_PASSWORD})
+    for request_id, error in refused.items():
+        path = f"/admin/logs/requests/{request_id}"
+        wait_for("auth has written it", lambda path=path: ask(suite, path, None, session["session_token"])[0] == 200)
+        record = ask(suite, path, None, session["session_token"])[2]
+        assert (record["state"], record["error_code"]) == ("refused", error["code"])
+        assert record["message"] == error["message"] or record["reason"] == "token_unknown"  # callers get one text for all
+        by_hand = json.loads(suite.stack.gateway("explain", "--request", request_id, "--json").stdout)
+        assert (by_hand["message"], by_hand["reason"]) == (record["message"], record["reason"])
+
+
 def test_an_administrators_request_is_found_in_the_logs_of_the_proxy_and_of_admin(fresh: Installer):
     suite = fresh("auth", "admin", "proxy", GATEWAY_LOG_LEVEL="debug")
     status, login_id, answer = ask(suite, "/auth/login", {"username": "admin", "password": ADMIN_PASSWORD})

@@ -278,27 +278,130 @@ Global___GetRequestRequest: _TypeAlias = GetRequestRequest  # noqa: Y015
 
 @_typing.final
 class GetRequestResponse(_message.Message):
-    """One call."""
+    """One call, or one refusal."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def request(self) -> Global___RequestRecord:
-        """The call."""
+        """The call; absent: none was admitted under this id."""
+
+    @_builtins.property
+    def refusal(self) -> Global___RefusalRecord:
+        """The refusal, where there is no call."""
 
     def __init__(
         self,
         *,
         request: Global___RequestRecord | None = ...,
+        refusal: Global___RefusalRecord | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal", "request", b"request"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetRequestResponse: _TypeAlias = GetRequestResponse  # noqa: Y015
+
+@_typing.final
+class RefusalRecord(_message.Message):
+    """A call that was refused."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REFUSED_AT_FIELD_NUMBER: _builtins.int
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_NAME_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    REQUEST_MODEL_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    CLIENT_IP_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    LIMIT_VALUE_FIELD_NUMBER: _builtins.int
+    REMAINING_NANOS_FIELD_NUMBER: _builtins.int
+    HELD_NANOS_FIELD_NUMBER: _builtins.int
+    NEEDED_NANOS_FIELD_NUMBER: _builtins.int
+    RESETS_AT_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The id that the caller was told in `x-request-id`."""
+    token_id: _builtins.int
+    """The token's id; 0: no live token had the secret."""
+    token_name: _builtins.str
+    """The token's name; empty where it is unknown."""
+    endpoint: _builtins.str
+    """The route; empty: the token was looked at before the body was read."""
+    request_model: _builtins.str
+    """The model that was asked for; empty: as above."""
+    reason: _builtins.str
+    """Why, for programs, such as `RATE_LIMITED`."""
+    message: _builtins.str
+    """Why, and what to do about it, for people. Callers of the proxy with an unknown token were told one text for all such cases."""
+    client_ip: _builtins.str
+    """The caller's address; empty when not known."""
+    limit: _builtins.str
+    """The limit that was met, such as `max_amount`; empty where none was."""
+    limit_value: _builtins.int
+    """How much that limit allows, in its own unit; absent for money."""
+    remaining_nanos: _builtins.int
+    """The money that was left, in nano-dollars; absent where it did not matter."""
+    held_nanos: _builtins.int
+    """The part of it that calls in flight held."""
+    needed_nanos: _builtins.int
+    """The money that the call would have had to hold at the least."""
+    @_builtins.property
+    def refused_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was refused."""
+
+    @_builtins.property
+    def resets_at(self) -> _timestamp_pb2.Timestamp:
+        """When that limit started anew; absent: never by itself."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        refused_at: _timestamp_pb2.Timestamp | None = ...,
+        token_id: _builtins.int = ...,
+        token_name: _builtins.str = ...,
+        endpoint: _builtins.str = ...,
+        request_model: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        client_ip: _builtins.str = ...,
+        limit: _builtins.str = ...,
+        limit_value: _builtins.int | None = ...,
+        remaining_nanos: _builtins.int | None = ...,
+        held_nanos: _builtins.int | None = ...,
+        needed_nanos: _builtins.int | None = ...,
+        resets_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_held_nanos", b"_held_nanos", "_limit_value", b"_limit_value", "_needed_nanos", b"_needed_nanos", "_remaining_nanos", b"_remaining_nanos", "held_nanos", b"held_nanos", "limit_value", b"limit_value", "needed_nanos", b"needed_nanos", "refused_at", b"refused_at", "remaining_nanos", b"remaining_nanos", "resets_at", b"resets_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_held_nanos", b"_held_nanos", "_limit_value", b"_limit_value", "_needed_nanos", b"_needed_nanos", "_remaining_nanos", b"_remaining_nanos", "client_ip", b"client_ip", "endpoint", b"endpoint", "held_nanos", b"held_nanos", "limit", b"limit", "limit_value", b"limit_value", "message", b"message", "needed_nanos", b"needed_nanos", "reason", b"reason", "refused_at", b"refused_at", "remaining_nanos", b"remaining_nanos", "request_id", b"request_id", "request_model", b"request_model", "resets_at", b"resets_at", "token_id", b"token_id", "token_name", b"token_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__held_nanos: _TypeAlias = _typing.Literal["held_nanos"]  # noqa: Y015
+    _WhichOneofArgType__held_nanos: _TypeAlias = _typing.Literal["_held_nanos", b"_held_nanos"]  # noqa: Y015
+    _WhichOneofReturnType__limit_value: _TypeAlias = _typing.Literal["limit_value"]  # noqa: Y015
+    _WhichOneofArgType__limit_value: _TypeAlias = _typing.Literal["_limit_value", b"_limit_value"]  # noqa: Y015
+    _WhichOneofReturnType__needed_nanos: _TypeAlias = _typing.Literal["needed_nanos"]  # noqa: Y015
+    _WhichOneofArgType__needed_nanos: _TypeAlias = _typing.Literal["_needed_nanos", b"_needed_nanos"]  # noqa: Y015
+    _WhichOneofReturnType__remaining_nanos: _TypeAlias = _typing.Literal["remaining_nanos"]  # noqa: Y015
+    _WhichOneofArgType__remaining_nanos: _TypeAlias = _typing.Literal["_remaining_nanos", b"_remaining_nanos"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__held_nanos) -> _WhichOneofReturnType__held_nanos | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit_value) -> _WhichOneofReturnType__limit_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__needed_nanos) -> _WhichOneofReturnType__needed_nanos | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__remaining_nanos) -> _WhichOneofReturnType__remaining_nanos | None: ...
+
+Global___RefusalRecord: _TypeAlias = RefusalRecord  # noqa: Y015
 
 @_typing.final
 class TailRequestsRequest(_message.Message):

@@ -64,7 +64,7 @@ class RequestLogServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetRequest(self, request, context):
-        """One call. Error: `NOT_FOUND`.
+        """One call, or the refusal that was told under this id. Error: `NOT_FOUND`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

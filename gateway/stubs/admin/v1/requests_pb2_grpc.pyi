@@ -36,7 +36,7 @@ class RequestLogServiceStub:
     ListRequests: _grpc.UnaryUnaryMultiCallable[_requests_pb2.ListRequestsRequest, _requests_pb2.ListRequestsResponse]
     """Calls, the newest first. Error: `INVALID_ARGUMENT`."""
     GetRequest: _grpc.UnaryUnaryMultiCallable[_requests_pb2.GetRequestRequest, _requests_pb2.GetRequestResponse]
-    """One call. Error: `NOT_FOUND`."""
+    """One call, or the refusal that was told under this id. Error: `NOT_FOUND`."""
     TailRequests: _grpc.UnaryStreamMultiCallable[_requests_pb2.TailRequestsRequest, _requests_pb2.TailRequestsResponse]
     """Calls as they end, for 60 s at most; go on with the last cursor. Error: `RESOURCE_EXHAUSTED` when 16 are already reading."""
 
@@ -48,7 +48,7 @@ class RequestLogServiceAsyncStub(RequestLogServiceStub):
     ListRequests: _aio.UnaryUnaryMultiCallable[_requests_pb2.ListRequestsRequest, _requests_pb2.ListRequestsResponse]  # type: ignore[assignment]
     """Calls, the newest first. Error: `INVALID_ARGUMENT`."""
     GetRequest: _aio.UnaryUnaryMultiCallable[_requests_pb2.GetRequestRequest, _requests_pb2.GetRequestResponse]  # type: ignore[assignment]
-    """One call. Error: `NOT_FOUND`."""
+    """One call, or the refusal that was told under this id. Error: `NOT_FOUND`."""
     TailRequests: _aio.UnaryStreamMultiCallable[_requests_pb2.TailRequestsRequest, _requests_pb2.TailRequestsResponse]  # type: ignore[assignment]
     """Calls as they end, for 60 s at most; go on with the last cursor. Error: `RESOURCE_EXHAUSTED` when 16 are already reading."""
 
@@ -69,7 +69,7 @@ class RequestLogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _requests_pb2.GetRequestRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_requests_pb2.GetRequestResponse, _abc.Awaitable[_requests_pb2.GetRequestResponse]]:
-        """One call. Error: `NOT_FOUND`."""
+        """One call, or the refusal that was told under this id. Error: `NOT_FOUND`."""
 
     @_abc_1.abstractmethod
     def TailRequests(
