@@ -7,12 +7,13 @@ from datetime import UTC, datetime, timedelta
 
 import grpc
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gateway.clock import to_text
 from gateway.errors import InvalidArgument, NotFound, PermissionDenied
 from gateway.ids import uuid7
+from gateway.quota import amount
 from gateway.rpc.status import from_status
 from gateway.stubs.auth.v1 import auth_pb2 as pb
 from tests.support.ledger import DOLLAR, MODEL, PROXY, SECRET, TOKEN_PRICE, add_token
@@ -131,18 +132,23 @@ def test_a_token_written_by_hand_is_explained_as_its_first_call_would_be_decided
     assert answer.denial.reason == auth.stub().ValidateToken(asked(token="by-hand-12345", request_id=uuid7())).denial.reason
 
 
+def mostly(usual, *odd):
+    """So many usual values that many a call comes to the last rule."""
+    return st.sampled_from([*[usual] * 9, *odd])
+
+
 columns = st.fixed_dictionaries(
     {
         "max_amount": st.sampled_from([None, "0", "0.09", "0.15", "1", "3"]),
         "budget_mode": st.sampled_from(["strict", "strict", "soft"]),
         "budget_period": st.sampled_from(["total", "daily", "weekly"]),
-        "enabled": st.sampled_from([1, 1, 1, 1, 0]),
-        "expires_at": st.sampled_from([None, None, "2020-01-01", "2099-01-01"]),
-        "allowed_models": st.sampled_from([None, None, "thou*", "gpt-4"]),
-        "allowed_ips": st.sampled_from([None, None, "10.0.0.0/8"]),
-        "requests_per_minute": st.sampled_from([None, None, 0, 2]),
-        "tokens_per_minute": st.sampled_from([None, None, 100]),
-        "max_parallel_requests": st.sampled_from([None, None, 1, 2]),
+        "enabled": mostly(1, 0),
+        "expires_at": mostly(None, "2020-01-01", "2099-01-01"),
+        "allowed_models": mostly(None, "thou*", "gpt-4"),
+        "allowed_ips": mostly(None, "10.0.0.0/8"),
+        "requests_per_minute": mostly(None, 0, 1, 2),
+        "tokens_per_minute": mostly(None, 0, 100, 100),
+        "max_parallel_requests": mostly(None, 0, 1, 2),
     }
 )
 wanted = st.fixed_dictionaries(
@@ -150,18 +156,28 @@ wanted = st.fixed_dictionaries(
         "input_token_ceiling": st.integers(0, 300),
         "choices": st.integers(0, 3),
         "client_ip": st.sampled_from(["", "10.0.0.9", "192.0.2.1"]),
-        "input_unbounded": st.sampled_from([False, False, True]),
-        "unbounded_features": st.sampled_from([[], [], ["web_search"]]),
-        "units": st.sampled_from([[], [], ["per_image"]]),
+        "input_unbounded": mostly(False, True),
+        "unbounded_features": mostly([], ["web_search"]),
+        "units": mostly([], ["per_image"]),
         "candidates": st.lists(
-            st.sampled_from([("demo", MODEL), ("demo", "cent"), ("", "nobody-prices-this")]), min_size=1, max_size=3
+            mostly(("demo", MODEL), ("demo", "cent"), ("demo", "cent"), ("", "nobody-prices-this")), min_size=1, max_size=3
         ).map(lambda pairs: [pb.Candidate(provider=provider, model=model) for provider, model in pairs]),
     },
     optional={"max_output_tokens": st.integers(1, 500)},
 )
 
 
+def call_at(provider, *models):
+    """A call of a tenth of a dollar at the dearest of these."""
+    places = [pb.Candidate(provider=provider, model=model) for model in models]
+    return {"candidates": places, "input_token_ceiling": 10, "max_output_tokens": 90}
+
+
+# Few of the random ones come to the last rule with several places.
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@example(columns={"max_amount": "3"}, calls=[call_at("demo", "cent"), call_at("demo", MODEL)])
+@example(columns={"max_amount": "3"}, calls=[call_at("demo", "cent", MODEL), call_at("demo", MODEL, "cent")] * 2)
+@example(columns={"max_amount": "0.15", "max_parallel_requests": 2}, calls=[call_at("demo", MODEL)] * 4)
 @given(columns=columns, calls=st.lists(wanted, min_size=1, max_size=4))
 def test_whatever_the_token_and_the_call_the_real_call_right_after_gets_the_same_answer(auth, columns, calls):
     """Calls of one token pile up, so that later ones meet holds, open calls and full minutes."""
@@ -175,6 +191,9 @@ def test_whatever_the_token_and_the_call_the_real_call_right_after_gets_the_same
         real = stub.ValidateToken(pb.ValidateTokenRequest(request_id=uuid7(), **values))
         refusing = [rule for rule in told.explanation.rules if rule.verdict == pb.VERDICT_REFUSE]
         assert [rule.denial.message for rule in refusing] == ([real.denial.message] if real.HasField("denial") else [])
+        if real.HasField("grant"):
+            assert told.explanation.rules[-1].value.endswith(f"needs {amount(real.grant.held_nanos)}")
+            assert max(candidate.hold_nanos for candidate in told.explanation.candidates) == real.grant.held_nanos
         told.ClearField("explanation")
         assert told == real
 

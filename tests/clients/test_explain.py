@@ -43,13 +43,14 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
 
 
 def test_a_call_that_would_pass_is_granted_with_its_price_and_exit_code_0(running: Installation) -> None:
+    before = running.query("SELECT COUNT(*) AS n FROM requests")
     told = running.answer("explain", "--token", "app", "--model", "demo", "--input-tokens", "2000", "--max-output-tokens", "50")
     assert (told["verdict"], told["refusal"]) == ("granted", None)
     assert {rule["verdict"] for rule in told["rules"]} == {"pass"}
     [candidate] = told["candidates"]
     assert (candidate["provider"], candidate["model"], candidate["hold"]) == ("demo", "demo", told["hold"])
     assert candidate["price_source"] == "builtin"
-    assert running.query("SELECT COUNT(*) AS n FROM requests")[0]["n"] == 0
+    assert running.query("SELECT COUNT(*) AS n FROM requests") == before
 
 
 def test_a_refused_call_is_told_rule_by_rule_with_exit_code_4(running: Installation) -> None:
