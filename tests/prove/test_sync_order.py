@@ -41,9 +41,9 @@ class Order:
         """When the first sync of the log was over that began after a moment."""
         return min((call.ended for call in self.syncs if call.began >= began), default=None)
 
-    def logged(self, text: str) -> float | None:
-        """When something was first written into the log."""
-        return next((call.ended for call in self.log_writes if text in call.text), None)
+    def logged(self, *texts: str) -> float | None:
+        """When one of these was first written into the log. Any one may be cut in two there, by the end of a page."""
+        return next((call.ended for call in self.log_writes if any(text in call.text for text in texts)), None)
 
     def record(self, kind: str, request_id: str) -> float | None:
         """When the first record of a kind about a call was begun to be written into the outbox."""
@@ -55,7 +55,7 @@ def judge(site: Site, proof, order: Order, nonces: list[str]) -> None:
     rows = {str(row["user_agent"]).removeprefix("nonce/"): row for row in site.stack.query("SELECT * FROM requests")}
     early, unsynced, unbooked, ahead, gaps = [], [], [], [], []
     for nonce in nonces:
-        row, sent, logged = rows[nonce], order.sent(nonce), order.logged(nonce)
+        row, sent, logged = rows[nonce], order.sent(nonce), order.logged(nonce, str(row["request_id"]))
         synced = None if logged is None else order.synced_after(logged)
         if sent is None or synced is None or synced >= sent.began:
             early.append(f"{nonce}: in the log {logged}, synced {synced}, sent {sent and sent.began}")
