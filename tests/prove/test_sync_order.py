@@ -55,7 +55,8 @@ def judge(site: Site, proof, order: Order, nonces: list[str]) -> None:
     rows = {str(row["user_agent"]).removeprefix("nonce/"): row for row in site.stack.query("SELECT * FROM requests")}
     early, unsynced, unbooked, ahead, gaps = [], [], [], [], []
     for nonce in nonces:
-        row, sent, logged = rows[nonce], order.sent(nonce), order.logged(nonce, str(row["request_id"]))
+        row, sent = rows[nonce], order.sent(nonce)
+        logged = order.logged(nonce, str(row["request_id"]))
         synced = None if logged is None else order.synced_after(logged)
         if sent is None or synced is None or synced >= sent.began:
             early.append(f"{nonce}: in the log {logged}, synced {synced}, sent {sent and sent.began}")
