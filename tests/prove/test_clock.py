@@ -124,7 +124,7 @@ async def test_a_clock_that_jumps_ends_tokens_and_nothing_that_runs(site, proof,
     leased = Leased(site, token)
     over, streams = asyncio.Event(), list[asyncio.Task[list[Told]]]()
     wrong, few, doors, shares = [], [], [], list[float]()
-    stay, jumps = proof.size(12, 1), JUMPS[: proof.size(4, 2)]  # seconds; the sweeper looks every five
+    stay, jumps = proof.size(12, 1), JUMPS[: proof.size(4, 1)]  # seconds; the sweeper looks every five
     async with site.door() as door:
         load = asyncio.create_task(
             paced_calls(door, token, a_second=20, until=over.is_set, connections=100, model="cent", prompt="chunks:5 seconds:1")
@@ -136,7 +136,7 @@ async def test_a_clock_that_jumps_ends_tokens_and_nothing_that_runs(site, proof,
             return (cpu(site) - used) / (time.monotonic() - since)
 
         await asyncio.sleep(2)
-        before = await share(stay * 2)
+        before = await share(2 * stay)
         for service, clock in clocks.items():
             for jump in (*jumps, 0.0):
                 length = 1.5 * stay + 1

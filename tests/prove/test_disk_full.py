@@ -15,6 +15,7 @@ from tests.prove.site import Site, outcomes
 from tests.prove.test_money_cap import race
 from tests.suite.conftest import CENT
 from tests.suite.load import Told, paced_calls
+from tests.suite.stack import wait_for
 from tests.support.disks import SmallDisk, small_disk
 from tests.support.postgres import SERVER_USER, shared_server
 
@@ -22,31 +23,36 @@ MEBIBYTES = 16
 AWAY, NO_OUTBOX = "503 auth_unavailable", "503 outbox_unavailable"
 
 
+def streams_upstream(site: Site) -> int:
+    """How many of the long streams have reached the provider."""
+    return sum(one.directives.get("chunks") == "40" for one in site.provider.calls())
+
+
 async def fails_and_heals(site: Site, proof, begin, end, refusal: str) -> tuple[list[Told], list[Told]]:
     """Calls and streams run while something fails for a time; what is refused and what goes on. Gives all that was told.
 
     begin, end: make it fail, and end that. refusal: the only one that there may be, and one that there must be.
     """
-    token, length, each = site.token(max_amount=1000), proof.size(20, 4), proof.size(20, 6)
+    token, length, each = site.token(max_amount=1000), proof.size(20, 2), proof.size(20, 6)
     over = asyncio.Event()
     async with site.door() as door:
         load = asyncio.create_task(
             paced_calls(door, token, a_second=20, until=over.is_set, connections=100, model="cent", prompt="tokens:5")
         )
-        await asyncio.sleep(proof.size(5, 1))
+        await asyncio.sleep(proof.size(5, 1) / 2)
         streams = asyncio.create_task(
             race(site.doors, token, each, stream=True, prompt=f"tokens:40 chunks:40 seconds:{length + 3}")
         )
-        await asyncio.sleep(1)
+        await asyncio.to_thread(wait_for, "they are upstream", lambda: streams_upstream(site) >= each, 20, 0.1)
         await asyncio.to_thread(begin)
         failing = time.monotonic()
         await asyncio.sleep(length)
         healed = time.monotonic()
         await asyncio.to_thread(end)
-        await asyncio.sleep(proof.size(12, 4))
+        await asyncio.sleep(proof.size(12, 2))
         over.set()
         told, ran = await load, await streams
-    meanwhile = [one for one in told if failing < one.began < healed - 1]
+    meanwhile = [one for one in told if failing < one.began < healed]
     refused = [one for one in meanwhile if one.status != 200]
     proof.at_least(f"of {len(meanwhile)} calls meanwhile refused", len(refused), 1)
     proof.only("outcomes of all calls", outcomes(told), {"200", refusal})

@@ -109,6 +109,7 @@ def judge_start(site: Site, proof, service: str, what: str, names: str) -> None:
     seconds, code = time.monotonic() - started, process.poll()
     if code is None:
         site.stack.kill(service)
+    site.stack.processes.pop(service, None)
     lines = sorted(site.stack.logs.iterdir(), key=lambda path: path.stat().st_mtime)[-1].read_text().splitlines()
     proof.holds(f"{service}, {what} read-only at the start: exit code", code, "not 0", code not in {None, 0})
     proof.within(f"{service}: until it has ended", seconds, BOOT)

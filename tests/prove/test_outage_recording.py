@@ -91,7 +91,7 @@ async def test_an_auth_that_comes_back_is_not_run_over(site, proof):
     site, scrape = measured(site)
     stack, auths, proxies = site.stack, site.all_of("auth"), site.all_of("proxy")
     token, other = site.token(max_amount=1000), site.token(max_amount=1000)
-    waiting, away, running = proof.size(1000), proof.size(100, 6), []
+    waiting, away, running = proof.size(1000), proof.size(100, 4), []
     for part in range(10):  # so that all are admitted at the first attempt
         seconds = away * (part + 3) // 14 + 3
         prompt = f"unique:1 tokens:10 chunks:2 seconds:{seconds}"
@@ -118,7 +118,7 @@ async def test_an_auth_that_comes_back_is_not_run_over(site, proof):
             scrape.total("gateway_rpc_server_handled_total", *auths, method=method)
             for method in ("BatchRecordUsage", "BatchValidateTokens")
         )
-        await asyncio.sleep(5)
+        await asyncio.sleep(proof.size(5, 2))
         over.set()
         told = await load
     proof.equals("outcomes of the calls that ended meanwhile", dict(outcomes(kept)), {"200": waiting})

@@ -87,7 +87,7 @@ async def test_without_auth_every_call_is_told_so_in_time_and_nothing_goes_upstr
 async def test_an_auth_that_hangs_costs_its_callers_a_second_and_the_proxy_no_memory(site, proof):
     site, _ = measured(site)
     stack, proxies, auths = site.stack, site.all_of("proxy"), site.all_of("auth")
-    token, seconds = site.token(max_amount=1000), proof.size(30, 4)
+    token, seconds = site.token(max_amount=1000), proof.size(30, 3)
     over = asyncio.Event()
     resident = {name: psutil.Process(stack.processes[name].pid) for name in proxies}
     async with site.door() as door:
@@ -96,7 +96,7 @@ async def test_an_auth_that_hangs_costs_its_callers_a_second_and_the_proxy_no_me
                 door, token, a_second=50, until=over.is_set, connections=400, model="gpt-test", prompt="unique:1 tokens:5"
             )
         )
-        await asyncio.sleep(proof.size(10, 2))
+        await asyncio.sleep(proof.size(10, 1))
         before = {name: process.memory_info().rss for name, process in resident.items()}
         paused = time.monotonic()
         for name in auths:
@@ -108,13 +108,13 @@ async def test_an_auth_that_hangs_costs_its_callers_a_second_and_the_proxy_no_me
         back = time.monotonic()
         for name in auths:
             stack.go_on(name)
-        await asyncio.sleep(5)
+        await asyncio.sleep(proof.size(5, 2))
         over.set()
         told = await load
     # What was on its way at the stop has its second left, and what was decided is in flight.
     hung = [one for one in told if paused + 0.5 < one.began < back - 1.0]
     proof.equals(f"outcomes of {len(hung)} calls while it hangs", dict(outcomes(hung)), {AWAY: len(hung)})
-    proof.within("the slowest of them", max(one.seconds for one in hung), 1.2)
+    proof.within("the slowest of them", max([0.0, *(one.seconds for one in hung)]), 1.2)
     proof.only("outcomes of all", outcomes(told), {"200", AWAY})
     for name in proxies:
         proof.at_most(f"{name}: MiB of memory more", (most[name] - before[name]) / 2**20, 32)
@@ -164,7 +164,7 @@ async def test_a_database_that_somebody_locks_is_away_for_its_callers_and_for_no
     meanwhile = [one for one in told if locked < one.began and one.began + one.seconds < unlocked]
     proof.at_least("calls refused while it is locked", sum(one.status == 503 for one in meanwhile), seconds)
     proof.only("outcomes of all", outcomes(told), {"200", AWAY})
-    proof.within("the slowest refusal", max(one.seconds for one in told if one.status == 503), 2)
+    proof.within("the slowest refusal", max([0.0, *(one.seconds for one in told if one.status == 503)]), 2)
     words = [
         one.text for one in told if one.status != 200 and any(word in one.text.lower() for word in ("lock", "sqlite", "busy"))
     ]
