@@ -117,7 +117,7 @@ async def test_a_clock_that_jumps_ends_tokens_and_nothing_that_runs(site, proof,
         for name in site.all_of(service):
             stack.own[name] = clock.environment
     stack.start(*(name for service in SERVICES for name in site.all_of(service)))
-    stack.wait_until_ready()
+    stack.wait_until_ready(60)
     token, small = site.token(max_amount=10_000, requests_per_minute=1_000_000), site.token(requests_per_minute=3)
     now = datetime.now(UTC)
     ends = {site.token(expires_at=(now + step).isoformat()): now + step for step in (-HALF_AN_HOUR, HALF_AN_HOUR)}

@@ -96,7 +96,7 @@ async def test_a_full_disk_under_the_database_refuses_new_calls_and_heals(site, 
     own = small_disk(site.stack.data, MEBIBYTES) if database == "sqlite" else small_tablespace(site)
     with own as disk:
         site.stack.start(*site.all_of("auth"), *site.all_of("proxy"))
-        site.stack.wait_until_ready()
+        site.stack.wait_until_ready(60)
         told, ran = await fails_and_heals(site, proof, disk.fill, disk.empty, AWAY)
         site.settle(CENT, [*told, *ran])
         if database == "sqlite":

@@ -36,7 +36,7 @@ def measured(site) -> tuple[Site, Scrape]:
     made = site(ready=False)
     scrape = Scrape(made)
     made.stack.start(*made.all_of("auth"), *made.all_of("proxy"))
-    made.stack.wait_until_ready()
+    made.stack.wait_until_ready(60)
     return made, scrape
 
 

@@ -130,7 +130,7 @@ async def test_a_row_is_on_the_disk_before_its_call_goes_out_and_a_record_stays_
         site.stack.environment["GATEWAY_DATABASE_URL"] = url
         site.stack.gateway("migrate")
         site.stack.start(*site.all_of("auth"), *site.all_of("proxy"))
-        site.stack.wait_until_ready()
+        site.stack.wait_until_ready(60)
 
         def backends() -> list[int]:
             return [server.pid, *(child.pid for child in psutil.Process(server.pid).children())]
