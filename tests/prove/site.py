@@ -91,12 +91,28 @@ class Site:
         with self._proof.aside():
             return self._settle(rates, told, quiet, estimates, unreported)
 
+    def _tell_late_from_never(self) -> None:
+        """Whether holds that are open too long go away at all, and whose they are."""
+        started = time.monotonic()
+        while open_holds(self.stack.database) and time.monotonic() - started < LEASE:
+            time.sleep(0.1)
+        rows = self.stack.query(
+            "SELECT request_id, proxy_id, admitted_at, user_agent FROM requests WHERE state = 'admitted' ORDER BY admitted_at"
+        )
+        self._proof.note("I6: they went after further", f"{time.monotonic() - started:.1f} s" if not rows else "never")
+        if rows:
+            beats = self.stack.query("SELECT * FROM proxies")
+            self._proof.note("I6: still open, and the proxies", f"{rows[:3]}; {beats[-4:]}")
+
     def _settle(self, rates: Prices, told: Iterable[Told], quiet: float, estimates: int | None, unreported: int) -> Findings:
         proof, started = self._proof, time.monotonic()
         while open_holds(self.stack.database) and time.monotonic() - started < quiet * PATIENCE:
             time.sleep(0.05)
         proof.within("I6: quiet until no hold is open", time.monotonic() - started, quiet)
-        proof.equals("I6: holds left open", open_holds(self.stack.database), 0)
+        left = open_holds(self.stack.database)
+        proof.equals("I6: holds left open", left, 0)
+        if left:
+            self._tell_late_from_never()
         answered = {one.nonce for one in told if one.whole}
         findings = audit(self.stack.database, self.provider.ledger, rates, answered=answered)
         proof.note("calls upstream, rows, exact", f"{findings.accepted}, {findings.rows}, {findings.exact}")
