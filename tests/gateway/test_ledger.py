@@ -30,6 +30,8 @@ from tests.support.ledger import (
     token_row,
 )
 
+PATIENCE = 20.0  # seconds: five hundred threads on a machine that does other things, too
+
 
 @pytest.fixture
 def db(database_url):
@@ -54,12 +56,12 @@ def ledger(db, clock):
 
 def admit(ledger, **changes):
     asked = admission(**changes)
-    (answer,) = ledger.commit([], [asked]).admissions
+    (answer,) = ledger.commit([], [asked], timeout=PATIENCE).admissions
     return asked.request_id, answer
 
 
 def settle(ledger, report):
-    (answer,) = ledger.commit([report], []).settlements
+    (answer,) = ledger.commit([report], [], timeout=PATIENCE).settlements
     return answer
 
 

@@ -65,7 +65,7 @@ def ledger(db, clock):
 def admit(ledger, **changes):
     changes.setdefault("request_id", uuid7(int(ledger._clock.now().timestamp() * 1000)))
     asked = admission(**changes)
-    (answer,) = ledger.commit([], [asked]).admissions
+    (answer,) = ledger.commit([], [asked], timeout=20.0).admissions
     return asked.request_id, answer
 
 

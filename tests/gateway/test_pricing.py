@@ -44,6 +44,12 @@ def test_a_half_of_a_nano_dollar_goes_to_the_even_side():
     assert [cost_nanos({"input": n}, rates) for n in (1, 3)] == [0, 2]
 
 
+def test_a_cost_that_no_float_can_hold_is_exact():
+    """1,000,000.5 nano-dollars and a trifle more: a float loses the trifle, and then rounds the half to the even side."""
+    rates = Rates.from_json('{"input":"1000.0005000000000001","output":"0"}')
+    assert cost_nanos({"input": 1}, rates) == 1_000_001
+
+
 def test_a_negative_count_is_refused():
     with pytest.raises(ValueError, match="0 or more"):
         cost_nanos({"input": -1}, RATES)
@@ -60,6 +66,12 @@ def test_cost_is_the_exact_product_rounded_once(input_rate, output_rate, read, w
     rates = Rates({"input": Rate(input_rate), "output": Rate(output_rate)})
     exact = (input_rate * read + output_rate * written) * 1000
     assert cost_nanos({"input": read, "output": written}, rates) == int(exact.to_integral_value(ROUND_HALF_EVEN))
+
+
+def test_the_bound_of_a_part_of_a_nano_dollar_is_a_whole_one():
+    rates = Rates.from_json('{"input":"0.0006","output":"0.0001"}')
+    assert cost_nanos({"input": 1}, rates) == 1
+    assert [bound(rates, input_tokens=read).nanos(limit) for read, limit in ((0, 0), (0, 1), (1, 0), (1, 5))] == [0, 1, 1, 2]
 
 
 @given(rate, rate, rate, rate, st.integers(0, 10**6), st.data())

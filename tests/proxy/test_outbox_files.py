@@ -106,3 +106,25 @@ def test_what_a_process_left_while_it_made_a_file_goes_when_it_is_old(tmp_path):
     remove_unfinished(tmp_path)
     assert young.exists()
     assert not old.exists()
+
+
+def test_a_synced_file_is_on_the_disk_with_its_name(tmp_path, monkeypatch):
+    synced: list[str] = []
+
+    def noting(what, real):
+        def sync(fd):
+            synced.append(f"{what} {os.readlink(f'/proc/self/fd/{fd}')}")
+            real(fd)
+
+        return sync
+
+    monkeypatch.setattr(os, "fdatasync", noting("data of", os.fdatasync))
+    monkeypatch.setattr(os, "fsync", noting("all of", os.fsync))
+    segment = Segment.create(tmp_path, "a.log")
+    segment.append(THREE[0])
+    segment.sync()
+    assert synced == [f"data of {tmp_path}/a.log", f"all of {tmp_path}"]
+    segment.append(THREE[1])
+    segment.sync()
+    assert synced[2:] == [f"data of {tmp_path}/a.log"]  # its name is there already
+    segment.close()
