@@ -1,0 +1,8 @@
+"""All mutants."""
+
+from __future__ import annotations
+
+from tests.prove.mutants.of_ledger import OF_LEDGER
+from tests.prove.mutants.of_proxy import OF_PROXY
+
+MUTANTS = [*OF_LEDGER, *OF_PROXY]
