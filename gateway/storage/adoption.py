@@ -23,6 +23,11 @@ from gateway.storage.database import Database
 from gateway.storage.periods import spent_since
 
 _SCRUB = "truncate_write_ahead_log"
+OPENED_BY = (
+    "(deleted_at IS NULL AND token_hash = ?) OR (deleted_at IS NULL AND previous_token_hash = ? AND previous_valid_until > ?)"
+)
+"""Of the live token that a secret opens: its hash twice, and the moment. Each half says all that its index is over: put the
+other way round, `deleted_at IS NULL AND (... OR ...)`, SQLite reads every token."""
 INBOX = "(token IS NOT NULL OR max_amount IS NOT NULL OR amount_spent IS NOT NULL)"
 
 
@@ -105,8 +110,7 @@ def _adopt_row(db: Database, key: bytes, now: str, row: tuple[Any, ...]) -> None
     if secret is not None:
         hashed = tokens.hash_secret(key, secret).hex()
         twin = db.query(
-            "SELECT id FROM client_tokens WHERE deleted_at IS NULL AND id <> ?"
-            " AND (token_hash = ? OR (previous_token_hash = ? AND previous_valid_until > ?))",
+            f"SELECT id FROM client_tokens WHERE id <> ? AND ({OPENED_BY})",
             (token_id, hashed, hashed, now),
         )
         if twin:

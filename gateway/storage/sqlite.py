@@ -17,6 +17,9 @@ from gateway.storage.faults import SQLITE_LOCKED, sqlite_code, translated
 
 _ASK_AGAIN_MS = 4
 _CHECKPOINT_BYTES = 4 << 20  # the write-ahead log is moved into the database when it is larger than this
+# Its file keeps its length when it has been moved and is written anew from its beginning, so that the length alone would have
+# it moved after every batch from then on, with two syncs each.
+_CHECKPOINT_PAUSE = 1.0  # seconds
 
 
 class SqliteDatabase(Database, peewee.SqliteDatabase):
@@ -44,6 +47,7 @@ class SqliteDatabase(Database, peewee.SqliteDatabase):
         self.path = path
         self._wal = Path(f"{path}-wal")
         self._busy_timeout = busy_timeout
+        self._checkpoint_at = 0.0  # in monotonic seconds, by the one thread that tends
 
     def set_cache(self, kibibytes: int) -> None:
         """How much of the file each thread keeps in memory, this one and those to come; for a process with many threads."""
@@ -137,8 +141,9 @@ class SqliteDatabase(Database, peewee.SqliteDatabase):
         try:
             if last:
                 self._checkpoint("TRUNCATE")
-            elif self._wal.stat().st_size > _CHECKPOINT_BYTES:
+            elif self._wal.stat().st_size > _CHECKPOINT_BYTES and time.monotonic() >= self._checkpoint_at:
                 self._checkpoint("PASSIVE")
+                self._checkpoint_at = time.monotonic() + _CHECKPOINT_PAUSE
         except (OSError, DatabaseUnavailable):
             return  # the next batch tries again
 

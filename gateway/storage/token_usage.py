@@ -8,7 +8,7 @@ from datetime import datetime
 from gateway.clock import to_text
 from gateway.limits import Window
 from gateway.quota import TokenState
-from gateway.storage.adoption import INBOX
+from gateway.storage.adoption import INBOX, OPENED_BY
 from gateway.storage.database import Database
 from gateway.storage.periods import spent_since
 
@@ -57,8 +57,7 @@ def find(db: Database, token_hash: str, now: datetime) -> TokenBooks | None:
         " max_amount_nanos, budget_mode, period_spent_nanos, held_nanos, budget_period, period_start, allowed_ips,"
         " requests_per_minute, tokens_per_minute, max_parallel_requests, open_calls, window_start, window_requests,"
         " window_tokens"
-        " FROM client_tokens WHERE deleted_at IS NULL"
-        " AND (token_hash = ? OR (previous_token_hash = ? AND previous_valid_until > ?))",
+        f" FROM client_tokens WHERE {OPENED_BY}",
         (token_hash, token_hash, to_text(now)),
     )
     if not rows or rows[0][0]:

@@ -19,7 +19,7 @@ from gateway.money import MAX_NANOS
 from gateway.patterns import models_of_text
 from gateway.quota import TokenStatus
 from gateway.storage import audit, models
-from gateway.storage.adoption import adopt, ask_for_scrubbing, has_inbox
+from gateway.storage.adoption import OPENED_BY, adopt, ask_for_scrubbing, has_inbox
 from gateway.storage.audit import Actor
 from gateway.storage.database import Database, faults
 from gateway.storage.operations import Operations
@@ -275,10 +275,7 @@ class TokenStore:
         digest = tokens.hash_secret(self._key, secret).hex()
         if has_inbox(self._db):  # one of those may have this very secret
             self._adopt(wanted={digest})
-        row = models.ClientToken
-        works_on = (row.previous_token_hash == digest) & (row.previous_valid_until > to_text(self._clock.now()))
-        taken = row.select(row.id).where(row.deleted_at.is_null(), (row.token_hash == digest) | works_on)
-        if list(taken.execute(self._db)):
+        if self._db.query(f"SELECT id FROM client_tokens WHERE {OPENED_BY}", (digest, digest, to_text(self._clock.now()))):
             raise AlreadyExists("this token cannot be chosen: choose another one")
         return {
             "token_hash": digest,
