@@ -5,6 +5,9 @@
 | any name that is not here | a whole answer, plain or streamed, with honest usage |
 | `no-usage`, `usage-null` | no usage at all; a usage that is null |
 | `usage-negative`, `-text`, `-float`, `-huge` | completion_tokens of -1, "12", 1.5, 10^18 |
+| `usage-bool`, `-object`, `-dear` | completion_tokens of true, {"n": 5}, 10^8 |
+| `usage-input-negative`, `-cached-negative` | prompt_tokens of -1; cached_tokens of -5 |
+| `usage-empty`, `-list`, `-string` | usage is {}, [1, 2], "many" |
 | `usage-partial` | only prompt_tokens |
 | `usage-triple` | bills three times what it generated, whatever the limit |
 | `usage-everywhere`, `usage-unasked` | usage so far in each chunk; a usage chunk whether asked or not |
@@ -366,6 +369,16 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "usage-text": _completion_tokens("12"),
     "usage-float": _completion_tokens(1.5),
     "usage-huge": _completion_tokens(10**18),
+    "usage-bool": _completion_tokens(True),
+    "usage-object": _completion_tokens({"n": 5}),
+    "usage-dear": _completion_tokens(10**8),
+    "usage-input-negative": lambda script: whole(script, usage=lambda honest: honest | {"prompt_tokens": -1}),
+    "usage-cached-negative": lambda script: whole(
+        script, usage=lambda honest: honest | {"prompt_tokens_details": {"cached_tokens": -5}}
+    ),
+    "usage-empty": lambda script: whole(script, usage=lambda honest: {}),
+    "usage-list": lambda script: whole(script, usage=lambda honest: [1, 2]),
+    "usage-string": lambda script: whole(script, usage=lambda honest: "many"),
     "usage-partial": lambda script: whole(script, usage=lambda honest: {"prompt_tokens": honest["prompt_tokens"]}),
     "usage-triple": _usage_triple,
     "usage-everywhere": lambda script: whole(script, everywhere=True),

@@ -18,15 +18,21 @@ _SQL = (
     "SELECT name, period_spent_nanos, held_nanos, max_amount_nanos FROM client_tokens"
     " WHERE max_amount_nanos IS NOT NULL AND budget_mode = 'strict' AND period_spent_nanos + held_nanos > max_amount_nanos"
 )
+_SPENT = "SELECT id, total_spent_nanos FROM client_tokens"
 
 
 class BudgetWatch:
-    """A thread with a connection of its own. `above`: what it saw above its budget; `samples`: how often it looked."""
+    """A thread with a connection of its own. `samples`: how often it looked.
+
+    above: what it saw above its budget. fell: tokens whose spending became less, as (id, before, then).
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self.samples = 0
         self.above: list[tuple[Any, ...]] = []
+        self.fell: list[tuple[int, int, int]] = []
+        self._spent: dict[int, int] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -45,6 +51,10 @@ class BudgetWatch:
             try:
                 connection = connection or self._connect()
                 self.above += connection.execute(_SQL).fetchall()
+                for token, spent in connection.execute(_SPENT).fetchall():
+                    if spent < self._spent.get(token, spent):
+                        self.fell.append((token, self._spent[token], spent))
+                    self._spent[token] = spent
                 self.samples += 1
             except (sqlite3.OperationalError, psycopg.OperationalError):
                 # Away or locked, as the row may want it; looked at again in a moment.

@@ -21,13 +21,16 @@ PRICED = ["gpt-test", *(f"mock-{name}" for name in ("plain", "cut", "no-usage", 
 PRICED += [f"mock-status-{code}" for code in (400, 401, 429, 500)]
 
 
-def toml(base_url: str) -> str:
-    """The scripted provider for `gpt-test`, `mock-*` and `cent`; a call of `cent` costs $0.01 whatever it is."""
+def toml(base_url: str, prices: str = "") -> str:
+    """The scripted provider for `gpt-test`, `mock-*` and `cent`; a call of `cent` costs $0.01 whatever it is.
+
+    prices: further rows of `[[prices]]`.
+    """
     rates = {"input": RATES.input, "output": RATES.output}
     rows = [price(model, **rates) for model in PRICED]
     rows.append(price("cent", input="0", output="0", per_request=CENT.per_request))
     rows.append(price("tenth", input="0", output="100.00"))
-    return configuration(base_url, models="gpt-test,mock-*,cent,tenth,unpriced", prices="".join(rows))
+    return configuration(base_url, models="gpt-test,mock-*,cent,tenth,unpriced", prices="".join(rows) + prices)
 
 
 @dataclass
@@ -66,17 +69,20 @@ def install(
     ready: bool = True,
     is_forked: bool = False,
     lease: float | None = None,
+    prices: str = "",
     **settings: str,
 ) -> Iterator[Installation]:
     """Starts the services in a copy of what `gateway init` made; ends everything when the generator does.
 
     ready: whether to wait until the edges take calls. is_forked, lease: as `Stack` tells.
+    prices: rows of `[[prices]]` beside those of `toml`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     shutil.copytree(made, directory / "data")
     provider = ProviderProcess(directory)
     try:
-        with Stack(directory, toml(provider.base_url), settings, replicas=replicas, is_forked=is_forked, lease=lease) as stack:
+        config = toml(provider.base_url, prices)
+        with Stack(directory, config, settings, replicas=replicas, is_forked=is_forked, lease=lease) as stack:
             stack.start(*services)
             if ready:
                 stack.wait_until_ready()

@@ -257,8 +257,8 @@ def configuration(base_url: str, *, models: str = "*", prices: str = "", name: s
     return "\n".join(["[[providers]]", *lines, f"models = {json.dumps(models.split(','))}", prices, ""])
 
 
-def price(model: str, **rates: str) -> str:
-    """One row of `[[prices]]`."""
+def price(model: str, **rates: str | int) -> str:
+    """One row of `[[prices]]`: rates in quotes, and whole numbers such as `max_output_tokens`."""
     return "\n".join(
         ["[[prices]]", f"model = {json.dumps(model)}", *(f"{unit} = {json.dumps(rate)}" for unit, rate in rates.items()), ""]
     )
