@@ -36,7 +36,8 @@ def charge(report: Report, *, held_nanos: int, rates: Rates | None) -> Charge:
     if report.outcome is Outcome.RELEASED:
         return Charge(State.RELEASED, 0, Source.NONE)
     if report.outcome is Outcome.SETTLED_AT_HOLD:
-        return Charge(State.SETTLED, held_nanos, Source.ESTIMATED)
+        # By the provider's numbers, at the hold: whoever read them did not believe them.
+        return Charge(State.SETTLED, held_nanos, Source.ESTIMATED, implausible=report.source is Source.PROVIDER)
     if not is_plausible(report.usage):
         return Charge(State.SETTLED, held_nanos, Source.ESTIMATED, implausible=True)
     cost = 0 if rates is None else cost_nanos(report.usage, rates)

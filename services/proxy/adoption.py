@@ -169,9 +169,11 @@ def _settle_progress(body: bytes) -> bytes:
     """The progress noted last, and once more what its last second gave; the ledger charges at most the hold."""
     (last_second,) = _LAST_SECOND.unpack_from(body)
     report = RecordUsageRequest.FromString(body[_LAST_SECOND.size :])
+    report.error_code = PROXY_DIED
+    if report.outcome == OUTCOME_SETTLED_AT_HOLD:  # the provider's numbers were not believed: there is nothing to add to
+        return report.SerializeToString(deterministic=True)
     report.outcome = OUTCOME_SETTLED
     report.source = USAGE_SOURCE_ESTIMATED
-    report.error_code = PROXY_DIED
     output = next((item for item in report.usage if item.unit == "output"), None)
     if output is not None:
         output.count += last_second

@@ -107,7 +107,8 @@ class Meter:
         if usage is None:
             return self._estimated({})
         if not usage.plausible:
-            return Reading(pb.OUTCOME_SETTLED_AT_HOLD, pb.USAGE_SOURCE_ESTIMATED, {}, usage.text)
+            # With the provider as the source the ledger counts it among what was not believed.
+            return Reading(pb.OUTCOME_SETTLED_AT_HOLD, pb.USAGE_SOURCE_PROVIDER, {}, usage.text)
         if not usage.whole:
             return self._estimated(usage.items, usage.text)
         if complete or self._at_usage == self._deltas:

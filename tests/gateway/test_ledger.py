@@ -169,6 +169,13 @@ def test_implausible_usage_is_charged_at_the_hold(ledger, db, usage):
     assert ledger.take_events()["implausible_usage"] == 1
 
 
+@pytest.mark.parametrize(("source", "counted"), [(Source.PROVIDER, 1), (Source.ESTIMATED, 0), (Source.NONE, 0)])
+def test_a_report_at_the_hold_is_counted_where_the_provider_told_numbers(ledger, source, counted):
+    request_id, _ = admit(ledger)
+    settle(ledger, settled(request_id, outcome=Outcome.SETTLED_AT_HOLD, usage={}, source=source))
+    assert ledger.take_events()["implausible_usage"] == counted
+
+
 def test_a_provider_that_bills_more_than_its_own_limit_is_charged_in_full(ledger, db):
     request_id, _ = admit(ledger)
     settle(ledger, settled(request_id, read=10, written=2000))

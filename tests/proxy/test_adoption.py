@@ -97,6 +97,22 @@ async def test_a_stream_is_charged_its_progress_and_once_more_its_last_second(tm
     assert settled.error_code == "proxy_died"
 
 
+async def test_a_stream_whose_numbers_were_not_believed_is_charged_its_hold(tmp_path):
+    dead = Outbox.open(tmp_path, proxy_id=uuid7())
+    request_id = uuid7()
+    dead.opened(request_id, KEY)
+    told = pb.RecordUsageRequest(
+        request_id=request_id, outcome=pb.OUTCOME_SETTLED_AT_HOLD, source=pb.USAGE_SOURCE_PROVIDER, duration_ms=1000
+    )
+    dead.progress(request_id, told)
+    await die(dead)
+    books = Books()
+    async with outbox_of(tmp_path, books):
+        await eventually(lambda: request_id in books.booked)
+    settled = books.report(request_id)
+    assert (settled.outcome, settled.error_code, list(settled.usage)) == (pb.OUTCOME_SETTLED_AT_HOLD, "proxy_died", [])
+
+
 async def test_the_same_files_give_the_same_settlements_whoever_reads_them(tmp_path):
     dead = Outbox.open(tmp_path, proxy_id=uuid7(), segment_bytes=2000)
     for number in range(60):

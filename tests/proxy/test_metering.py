@@ -187,6 +187,14 @@ def test_a_number_that_nobody_can_mean_is_noticed(count: object, name: str) -> N
     assert not read.plausible
 
 
+def test_numbers_that_nobody_can_mean_are_reported_at_the_hold_as_the_providers() -> None:
+    measured = meter()
+    measured.feed(chunk({"content": "a"}) + chunk(None, usage={**USAGE, "completion_tokens": -1}))
+    reading = measured.reading(complete=True)
+    assert (reading.outcome, reading.source, reading.items) == (pb.OUTCOME_SETTLED_AT_HOLD, pb.USAGE_SOURCE_PROVIDER, {})
+    assert "-1" in reading.usage_text
+
+
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),

@@ -136,7 +136,9 @@ class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Outcome.Value
     OUTCOME_SETTLED: _Outcome.ValueType  # 2
     """Something was served: the cost is that of `usage`."""
     OUTCOME_SETTLED_AT_HOLD: _Outcome.ValueType  # 3
-    """Nobody can know what was served: the whole hold is charged and the row is marked `estimated`."""
+    """Nobody can know what was served: the whole hold is charged and the row is marked `estimated`. With the source PROVIDER:
+    the provider told numbers that it cannot have meant, which is counted as `implausible_usage`.
+    """
 
 class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
     """How a call ended."""
@@ -148,7 +150,9 @@ OUTCOME_RELEASED: Outcome.ValueType  # 1
 OUTCOME_SETTLED: Outcome.ValueType  # 2
 """Something was served: the cost is that of `usage`."""
 OUTCOME_SETTLED_AT_HOLD: Outcome.ValueType  # 3
-"""Nobody can know what was served: the whole hold is charged and the row is marked `estimated`."""
+"""Nobody can know what was served: the whole hold is charged and the row is marked `estimated`. With the source PROVIDER:
+the provider told numbers that it cannot have meant, which is counted as `implausible_usage`.
+"""
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
 
 class _UsageSource:
