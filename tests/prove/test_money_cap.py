@@ -18,7 +18,7 @@ async def race(doors: list[str], token: str, count: int, **fields: object) -> li
     """So many calls at once, over all doors in turns; each is made once."""
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), trust_env=False) as session:
         return await asyncio.gather(
-            *(call(session, doors[turn % len(doors)], token, **{"model": "cent", **fields}) for turn in range(count))  # type: ignore[arg-type] # the test's own fields
+            *(call(session, doors[turn % len(doors)], token, model="cent", **fields) for turn in range(count))  # type: ignore[arg-type] # the test's own fields
         )
 
 

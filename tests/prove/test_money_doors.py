@@ -16,9 +16,9 @@ from yarl import URL
 from services.proxy import routes
 from services.proxy.admin_http import AdminRoutes
 from services.proxy.routes import Table
+from tests.prove.calls import insist
 from tests.prove.desk import Desk
 from tests.prove.site import Site, outcomes
-from tests.prove.test_money_cap import race
 from tests.proxy.edge_harness import running_edge
 from tests.suite.conftest import ADMIN_PASSWORD, RATES
 from tests.suite.load import Told
@@ -157,7 +157,7 @@ async def test_every_door_that_leads_upstream_has_a_meter(site, proof):
     each = proof.size(20, 4)
     told: list[Told] = []
     for stream in (False, True):
-        told += await race(site.doors, token, each, model="gpt-test", stream=stream, prompt="unique:1 tokens:5")
+        told += await insist(site.doors, token, each, model="gpt-test", stream=stream, prompt="unique:1 tokens:5")
     proof.equals(f"completions by {2 * each} calls through {routes.CHAT}", sum(one.whole for one in told), 2 * each)
     async with Desk(site) as desk, Desk(site) as own, aiohttp.ClientSession(trust_env=False) as http:
         await booked(site, token)
@@ -198,13 +198,13 @@ async def _unpriced(site: Site, proof, each: int, knocker: Knocker) -> None:
     for mode, columns in budgets.items():
         for model in ("unpriced", "mock-half-priced"):
             before = knocker.books()
-            told = await race(site.doors, site.token(**columns), each, model=model)
+            told = await insist(site.doors, site.token(**columns), each, model=model)
             proof.equals(f"{model}, {mode} budget", dict(outcomes(told)), {"402 model_not_priced": each})
             proof.equals(f"{model}, {mode} budget: upstream calls and rows", minus(knocker.books(), before), (0, 0))
     for model, columns, priced in (("mock-free", {"max_amount": 1}, True), ("unpriced", {}, False)):
         before = knocker.books()
         token = site.token(**columns)
-        told = await race(site.doors, token, each, model=model)
+        told = await insist(site.doors, token, each, model=model)
         proof.equals(f"{model}, {columns or 'no budget'}", dict(outcomes(told)), {"200": each})
         proof.equals(f"{model}: upstream calls and rows", minus(knocker.books(), before), (each, each))
         await booked(site, token)

@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
+from tests.prove.calls import insist
 from tests.prove.site import Site, outcomes
-from tests.prove.test_money_cap import race
 from tests.suite.conftest import RATES
 from tests.suite.stack import price
 
@@ -31,7 +31,7 @@ PRICES = "".join(
 async def _refused(site: Site, proof, token: str, status: int, told_as: str, each: int) -> None:
     model = f"mock-status-{status}"
     before = len(site.provider.calls())
-    told = [one for stream in (False, True) for one in await race(site.doors, token, each, model=model, stream=stream)]
+    told = [one for stream in (False, True) for one in await insist(site.doors, token, each, model=model, stream=stream)]
     proof.equals(f"{status}: callers get", dict(outcomes(told)), {told_as: 2 * each})
     rows = [row for row in site.installation.calls(token) if row["request_model"] == model]
     found = Counter(f"{row['state']} {row['usage_source']} {row['cost_nanos']} {row['status']}" for row in rows)
@@ -55,6 +55,6 @@ async def test_a_call_that_the_provider_refuses_costs_nothing_and_stays_on_recor
             await _refused(site, proof, token, status, told_as, each)
     row = site.row(token)
     proof.equals("spent, held, open", (row["total_spent_nanos"], row["held_nanos"], row["open_calls"]), (0, 0, 0))
-    [after] = await race(site.doors, token, 1, model="gpt-test")
+    [after] = await insist(site.doors, token, 1, model="gpt-test")
     proof.equals("a good call then passes", after.whole, True)
     site.reconcile()

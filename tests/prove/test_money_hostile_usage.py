@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from gateway.stubs.auth.v1 import auth_pb2 as pb
+from tests.prove.calls import insist
 from tests.prove.ledger import SECONDS, report, stubs, validation
 from tests.prove.site import Site, outcomes
-from tests.prove.test_money_cap import race
 from tests.suite.conftest import PRICED, RATES
 from tests.suite.load import Told
 from tests.suite.stack import price
@@ -60,7 +60,7 @@ async def test_usage_that_nobody_can_have_meant_is_charged_within_the_hold_and_t
         for model in (*HELD, *COUNTED):
             for stream in (False, True):
                 fields = {"model": model, "stream": stream, "max_tokens": 500, "prompt": "tokens:50"}
-                told += await race(site.doors, token, each, **fields)
+                told += await insist(site.doors, token, each, **fields)
         services = by_rpc(site, proof, token)
     proof.equals(f"outcomes of {len(HELD) + len(COUNTED)} shapes, plain and streamed", dict(outcomes(told)), {"200": len(told)})
     rows = [row for row in site.installation.calls(token) if row["request_model"].startswith("mock-")]
@@ -76,7 +76,7 @@ async def test_usage_that_nobody_can_have_meant_is_charged_within_the_hold_and_t
     proof.equals("samples in which spending fell", watch.fell[:3], [])
     alarms = len(held) + services
     proof.equals("alarms: implausible_usage", site.metric_once(EVENTS, alarms, event="implausible_usage"), alarms)
-    [after] = await race(site.doors, token, 1, model="gpt-test")
+    [after] = await insist(site.doors, token, 1, model="gpt-test")
     proof.equals("an honest call then passes", after.whole, True)
     proof.equals("services that crashed, or logs of it", site.crashes(), [])
     site.settle(RATES, estimates=None)

@@ -11,9 +11,10 @@ import aiohttp
 import pytest
 
 from services.proxy.dialects import openai
+from tests.prove.calls import one_call
 from tests.prove.site import Site, outcomes
 from tests.suite.audit import AGENT, Prices
-from tests.suite.load import Told, call
+from tests.suite.load import Told
 from tests.suite.stack import price, wait_for
 
 TENTH = Prices(output="100.00")
@@ -37,7 +38,7 @@ async def _without_a_limit(site: Site, proof) -> list[Told]:
     with site.watched():
         for door, half in ((site.doors[0], count // 2), (site.doors[-1], count - count // 2)):
             async with aiohttp.ClientSession(trust_env=False) as session:
-                told += [await call(session, door, token, model="tenth", prompt="tokens:100") for _ in range(half)]
+                told += [await one_call(session, door, token, model="tenth", prompt="tokens:100") for _ in range(half)]
             await asyncio.to_thread(wait_for, "all is booked", lambda: site.row(token)["open_calls"] == 0)
     proof.equals(f"passed of {count} one after another", sum(one.whole for one in told), count)
     proof.only("outcomes", outcomes(told), {"200"})
@@ -60,8 +61,9 @@ async def _hostile(site: Site, session: aiohttp.ClientSession, door: str, route:
     """One hostile call on a token of its own while another token has a call open; what is wrong with what came of it."""
     token = site.token(max_amount=1)
     limits = ROUTES[route]
-    hostile = asyncio.create_task(_posted(session, door.removesuffix("/v1") + route, token, body))
-    status, told = await hostile
+    status, told = 503, ""
+    while status == 503:  # auth is away or busy, on a slow machine; the test's own limit of time ends it
+        status, told = await _posted(session, door.removesuffix("/v1") + route, token, body)
     values = {name: body[name] for name in limits if name in body}
     if all(value is None for value in values.values()) or all(type(value) is int and value > 0 for value in values.values()):
         expected = {200}
@@ -103,7 +105,7 @@ async def test_neither_no_limit_nor_a_hostile_one_locks_money_away(site, proof):
     other = site.token(max_amount=1)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), trust_env=False) as session:
         open_call = asyncio.create_task(
-            call(session, site.doors[0], other, model="tenth", prompt="tokens:100 seconds:3", max_tokens=500)
+            one_call(session, site.doors[0], other, model="tenth", prompt="tokens:100 seconds:3", max_tokens=500)
         )
         await asyncio.to_thread(wait_for, "the other token's call is open", lambda: site.row(other)["open_calls"] == 1)
         at_once = asyncio.Semaphore(8)
@@ -118,11 +120,11 @@ async def test_neither_no_limit_nor_a_hostile_one_locks_money_away(site, proof):
         # While the largest limit runs, another call of the same token finds money.
         token = site.token(max_amount=1)
         largest = asyncio.create_task(
-            call(session, site.doors[0], token, model="tenth", prompt="tokens:100 seconds:1", max_tokens=10**12)
+            one_call(session, site.doors[0], token, model="tenth", prompt="tokens:100 seconds:1", max_tokens=10**12)
         )
         await asyncio.to_thread(wait_for, "the largest is open", lambda: site.row(token)["open_calls"] == 1)
         proof.at_most("held by a call with max_tokens 10^12, of $1.00", site.row(token)["held_nanos"] / DOLLAR, 0.5)
-        beside = await call(session, site.doors[-1], token, model="tenth", prompt="tokens:100", max_tokens=500)
+        beside = await one_call(session, site.doors[-1], token, model="tenth", prompt="tokens:100", max_tokens=500)
         proof.equals("beside it another call gets", (beside.status, (await largest).status), (200, 200))
         proof.equals("the other token's call ends", (await open_call).whole, True)
     proof.note("hostile calls", len(bodies))

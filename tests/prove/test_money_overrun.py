@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.prove.calls import insist
 from tests.prove.site import Site
-from tests.prove.test_money_cap import race
 from tests.suite.audit import Prices
 from tests.suite.load import Told
 from tests.suite.stack import price
@@ -20,11 +20,11 @@ async def _billed(site: Site, proof, shape: str, *, stream: bool) -> list[Told]:
     calls = 20
     token = site.token(max_amount=calls * HOLD / 1e9)
     fields = {"model": MODEL, "stream": stream, "max_tokens": 100, "prompt": "tokens:100 seconds:1"}
-    told = await race(site.doors, token, calls, **fields)
+    told = await insist(site.doors, token, calls, **fields)
     proof.equals(f"{shape}: passed", sum(one.whole for one in told), calls)
-    [after] = await race(site.doors, token, 1, **fields)
+    [after] = await insist(site.doors, token, 1, **fields)
     while after.code == "budget_reserved":  # the last of them are being booked
-        [after] = await race(site.doors, token, 1, **fields)
+        [after] = await insist(site.doors, token, 1, **fields)
     proof.equals(f"{shape}: the next call gets", (after.status, after.code), (402, "insufficient_quota"))
     rows = site.installation.calls(token)
     proof.equals(f"{shape}: cost of each call, in holds", {row["cost_nanos"] / row["held_nanos"] for row in rows}, {3.0})
