@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import TypeVar
+
+import grpc
 
 from gateway.ids import uuid7
 from gateway.rpc.channel import sync_channel
@@ -12,6 +16,7 @@ from gateway.stubs.auth.v1 import auth_pb2 as pb
 from gateway.stubs.auth.v1.auth_pb2_grpc import AuthServiceStub
 from tests.prove.site import Site
 
+Answer = TypeVar("Answer")
 SECONDS = 20.0  # that an answer may take, on a machine that is busy with other things too
 
 
@@ -24,6 +29,18 @@ def stubs(site: Site) -> Iterator[list[AuthServiceStub]]:
             AuthServiceStub(channels.enter_context(sync_channel(f"127.0.0.1:{site.stack.ports[name]}", identity, "auth")))
             for name in site.all_of("auth")
         ]
+
+
+def patiently(rpc: Callable[..., Answer], message: object) -> Answer:
+    """The answer of an RPC, which is asked again while the database is busy: nothing was changed, as `UNAVAILABLE` promises."""
+    deadline = time.monotonic() + 3 * SECONDS
+    while True:
+        try:
+            return rpc(message, timeout=SECONDS)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
 
 
 def validation(token: str, model: str, *, request_id: str = "", **fields: object) -> pb.ValidateTokenRequest:

@@ -15,7 +15,7 @@ import pytest
 
 from gateway.ids import uuid7
 from gateway.stubs.auth.v1 import auth_pb2 as pb
-from tests.prove.ledger import SECONDS, report, stubs, validation
+from tests.prove.ledger import SECONDS, patiently, report, stubs, validation
 from tests.prove.site import Site
 from tests.suite.stack import price
 
@@ -133,8 +133,8 @@ def work(stub, tokens: list[str], rounds: int, tally: Tally, seed: str) -> None:
 def one_call(stub, token: str, model: str, usage: dict[str, int]) -> pb.RecordUsageResponse:
     """One call by the RPCs for one."""
     asked = validation(token, model, input_token_ceiling=usage["input"], max_output_tokens=max(1, usage["output"]))
-    assert stub.ValidateToken(asked, timeout=SECONDS).WhichOneof("result") == "grant"
-    return stub.RecordUsage(report(asked.request_id, model, usage), timeout=SECONDS)
+    assert patiently(stub.ValidateToken, asked).WhichOneof("result") == "grant"
+    return patiently(stub.RecordUsage, report(asked.request_id, model, usage))
 
 
 def by_hand(site: Site, proof, stub) -> None:
@@ -146,14 +146,14 @@ def by_hand(site: Site, proof, stub) -> None:
     proof.equals(
         "left of $1.00 after 100 x $0.01, in nano-dollars", (left[-1], site.row(token)["period_spent_nanos"]), (0, 10**9)
     )
-    denial = stub.ValidateToken(validation(token, "cent", input_token_ceiling=1, max_output_tokens=1), timeout=SECONDS).denial
+    denial = patiently(stub.ValidateToken, validation(token, "cent", input_token_ceiling=1, max_output_tokens=1)).denial
     proof.equals("and the next", pb.DenialReason.Name(denial.reason), "DENIAL_REASON_BUDGET_EXHAUSTED")
 
 
 @pytest.mark.proves("M6")
 def test_random_usage_costs_what_exact_arithmetic_says(site, proof):
     """In batches, as proxies report it, because that is five times as fast; two callers at each auth, on the same tokens."""
-    site = site("auth", "proxy", prices=PRICES)
+    site = site("auth", "proxy", prices=PRICES, is_forked=True)
     tokens = [site.token(max_amount=1_000_000) for _ in range(8)]
     tally = Tally()
     with stubs(site) as auths:

@@ -52,7 +52,7 @@ class Edited:
 @pytest.mark.proves("M7")
 async def test_edits_bind_new_calls_at_once_and_open_calls_settle_whole(site, proof):
     """Through the HTTP door of admin. `Reset` is what gives a spent budget back here: a correction by all that was spent."""
-    site = site("auth", "admin", "proxy")
+    site = site("auth", "admin", "proxy", is_forked=True)
     count, seconds = proof.size(200), proof.size(25, 8)
     connector = aiohttp.TCPConnector(limit=0)
     async with Desk(site) as desk, aiohttp.ClientSession(connector=connector, trust_env=False) as session:

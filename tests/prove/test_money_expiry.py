@@ -144,7 +144,7 @@ async def test_a_token_opens_until_its_moment_and_not_after_it(site, proof):
     A call that began before the moment and is judged after it may be either; so calls are compared by their start where they
     passed and by their end where they were refused.
     """
-    site = site("auth", "admin", "proxy")
+    site = site("auth", "admin", "proxy", is_forked=True)
     async with Desk(site) as desk, aiohttp.ClientSession(trust_env=False) as session:
         told = await _around_the_moment(site, proof, desk)
         now, wrong = datetime.now(UTC), []

@@ -91,7 +91,7 @@ async def _hostile(site: Site, session: aiohttp.ClientSession, door: str, route:
 @pytest.mark.proves("M4")
 async def test_neither_no_limit_nor_a_hostile_one_locks_money_away(site, proof):
     """Hostile: each value under each name, plain and streamed, on a token of its own with $1.00, beside another one's call."""
-    site = site("auth", "proxy", prices=PRICE)
+    site = site("auth", "proxy", prices=PRICE, is_forked=True)
     told = await _without_a_limit(site, proof)
     bodies = []
     for route, names in ROUTES.items():

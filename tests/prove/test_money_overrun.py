@@ -26,7 +26,8 @@ async def _billed(site: Site, proof, shape: str, *, stream: bool) -> list[Told]:
     while after.code == "budget_reserved":  # the last of them are being booked
         [after] = await insist(site.doors, token, 1, **fields)
     proof.equals(f"{shape}: the next call gets", (after.status, after.code), (402, "insufficient_quota"))
-    rows = site.installation.calls(token)
+    # Without those that were admitted too late for their caller, who came again.
+    rows = [row for row in site.installation.calls(token) if row["error_code"] != "not_sent"]
     proof.equals(f"{shape}: cost of each call, in holds", {row["cost_nanos"] / row["held_nanos"] for row in rows}, {3.0})
     proof.equals(f"{shape}: recorded by", {row["usage_source"] for row in rows}, {"provider"})
     row = site.row(token)
@@ -40,7 +41,7 @@ async def _billed(site: Site, proof, shape: str, *, stream: bool) -> list[Told]:
 @pytest.mark.proves("M5")
 async def test_a_provider_that_bills_three_times_the_hold_is_charged_in_full_and_stops_the_token(site, proof):
     """20 calls at once on a budget of 20 holds: all are in flight before the first of them is billed."""
-    site = site("auth", "proxy", prices=PRICE)
+    site = site("auth", "proxy", prices=PRICE, is_forked=True)
     told = await _billed(site, proof, "plain", stream=False)
     told += await _billed(site, proof, "streamed", stream=True)
     proof.equals("overruns that auth counts", site.metric_once(EVENTS, len(told), event="overrun"), len(told))

@@ -15,7 +15,7 @@ from gateway.errors import AlreadyExists
 from gateway.ids import uuid7
 from gateway.rpc.status import from_status
 from gateway.stubs.auth.v1 import auth_pb2 as pb
-from tests.prove.ledger import SECONDS, report, stubs, validation
+from tests.prove.ledger import patiently, report, stubs, validation
 from tests.prove.site import Site
 from tests.suite.database import change
 from tests.suite.stack import wait_for
@@ -34,15 +34,19 @@ def delivered(auths: list, message: pb.RecordUsageRequest, times: int) -> list[A
         stub = auths[number % len(auths)]
         if number % 3 == 0:
             try:
-                return stub.RecordUsage(message, timeout=SECONDS)
+                return patiently(stub.RecordUsage, message)
             except grpc.RpcError as error:
                 return from_status(error).reason
-        if number % 3 == 1:
-            [result] = stub.BatchRecordUsage(pb.BatchRecordUsageRequest(settlements=[message]), timeout=SECONDS).settlements
-        else:
-            batch = pb.BatchValidateTokensRequest(settlements=[message])
-            [result] = stub.BatchValidateTokens(batch, timeout=SECONDS).settlements
-        return result.response if result.WhichOneof("result") == "response" else result.error.reason
+        while True:
+            if number % 3 == 1:
+                answer = patiently(stub.BatchRecordUsage, pb.BatchRecordUsageRequest(settlements=[message]))
+            else:
+                answer = patiently(stub.BatchValidateTokens, pb.BatchValidateTokensRequest(settlements=[message]))
+            [result] = answer.settlements
+            if result.WhichOneof("result") == "response":
+                return result.response
+            if result.error.code != grpc.StatusCode.UNAVAILABLE.value[0]:
+                return result.error.reason
 
     with ThreadPoolExecutor(TIMES) as pool:
         return list(pool.map(one, range(times)))
@@ -75,14 +79,14 @@ def age(site: Site) -> None:
 @pytest.mark.proves("M8")
 def test_a_report_that_comes_again_changes_nothing_and_another_one_is_refused(site, proof):
     """A day later: the call's id is of a day ago from the start, and the moments of its row are moved back in the database."""
-    site = site("auth", "proxy")
+    site = site("auth", "proxy", is_forked=True)
     token = site.token(max_amount=1)
     request_id = uuid7(int((time.time() - DAY) * 1000))
     asked = validation(token, MODEL, request_id=request_id, input_token_ceiling=1_000, max_output_tokens=500)
     first = report(request_id, MODEL, USAGE)
     other = report(request_id, MODEL, USAGE | {"output": 501})
     with stubs(site) as auths:
-        grant = auths[0].ValidateToken(asked, timeout=SECONDS).grant
+        grant = patiently(auths[0].ValidateToken, asked).grant
         proof.equals("held before", grant.held_nanos, COST)
         answers = delivered(auths, first, TIMES)
         wanted = pb.RecordUsageResponse(cost_nanos=COST, remaining_nanos=10**9 - COST, state="settled")

@@ -60,7 +60,7 @@ async def test_callers_who_honour_retry_after_get_all_the_money_though_calls_hol
 
     Callers wait for 60 s at the most; whoever still waits then has found money held for all that time.
     """
-    site = site("auth", "proxy")
+    site = site("auth", "proxy", is_forked=True)
     calls = proof.size(500)
     shapes = ({"max_tokens": 500}, {})
     with site.watched():
