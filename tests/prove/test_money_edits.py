@@ -69,7 +69,7 @@ async def test_edits_bind_new_calls_at_once_and_open_calls_settle_whole(site, pr
         renamed = await desk.ask("PATCH", path, {"name": "after"})
         await edited.binds("renamed", {"200"})
         spent = renamed["amount_spent"]
-        await desk.ask("PATCH", path, {"max_amount": round(spent, 2) - 0.01})
+        await desk.ask("PATCH", path, {"max_amount": round(spent - 0.01, 2)})
         await edited.binds("max_amount lowered below what is spent", {"402 insufficient_quota"})
         given = (await desk.ask("GET", path))["amount_spent"]
         await desk.ask("POST", f"{path}/adjustments", {"amount": -given, "reason": "the proof gives it back"})
