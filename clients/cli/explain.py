@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from clients.cli.connection import DEADLINE, admin_channel, auth_channel
 from clients.cli.lookup import tell_request
-from clients.cli.output import FAULT, OK, REFUSED, USAGE, Failure, Json, table, tell, tell_json
+from clients.cli.output import FAULT, OK, REFUSED, USAGE, Failure, Json, table, tell, tell_json, warn
 from clients.cli.tokens import id_of, line_of_stdin
 from clients.cli.wire import amount
 from gateway.money import CURRENCY, to_json_number
@@ -54,8 +54,6 @@ def explain(
         return tell_request(request, as_json=json)
     if bool(token) == token_stdin or not model:
         raise Failure("explain takes --model, and --token or --token-stdin; or --request", code=USAGE, reason="usage")
-    if token.startswith(PREFIX):  # its words must not come back in a message
-        raise Failure("--token takes a name or an id; give the token itself with --token-stdin", code=USAGE, reason="usage")
     try:
         asked = pb.ValidateTokenRequest(
             dry_run=True,
@@ -69,6 +67,9 @@ def explain(
         raise Failure(f"a number is out of range: {fault}", code=USAGE, reason="usage") from None
     if token_stdin:
         asked.token = line_of_stdin()
+    elif token.startswith(PREFIX):
+        warn("others on this machine can read a token on the command line; --token-stdin reads it from standard input")
+        asked.token = token
     else:
         asked.token_id = _id(token)
     with auth_channel() as channel:

@@ -70,11 +70,12 @@ class Edge:
     def __init__(self) -> None:
         self.last_passed = self.first_refused = None
         self.odd: list[str] = []
-        self.calls = 0
+        self.calls = self.near = 0
 
     def saw(self, told: Told, began: float, ended: float) -> None:
         """A call: seconds from the moment to its start and its end."""
         self.calls += 1
+        self.near += RIGHT <= began <= 4 * RIGHT
         if told.status == 200:
             self.last_passed = max(began, self.last_passed if self.last_passed is not None else began)
         elif told.status == 503:
@@ -130,6 +131,8 @@ async def _around_the_moment(site: Site, proof, desk: Desk) -> list[Told]:
     proof.equals(f"of {len(edges)} tokens not seen on both sides of their moment", blind, [])
     proof.note("calls around the moment", sum(edge.calls for edge in edges.values()))
     seen = [edge for edge in edges.values() if edge.last_passed is not None and edge.first_refused is not None]
+    near = sum(edge.near for edge in edges.values())
+    proof.at_least("calls that began 0.1 to 0.4 s after it", near, len(edges))
     proof.at_most("seconds after the moment at which a call that passed began", max(edge.last_passed for edge in seen), RIGHT)
     proof.at_least(
         "seconds after it at which a refusal came, at the earliest", min(edge.first_refused for edge in seen), -RIGHT
