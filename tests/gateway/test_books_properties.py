@@ -47,7 +47,7 @@ from tests.support.postgres import shared_server
 
 WE = Actor("operator")
 PERIODS = st.sampled_from(["total", "daily", "weekly", "monthly"])
-LIMITS = st.sampled_from([None, None, None, None, None, 9, 6, 4, 2, 0])
+LIMITS = st.sampled_from([None, None, None, None, None, None, None, 9, 4, 2, 0])
 TOKENS_A_MINUTE = st.sampled_from([None, None, None, 1000, 300, 50, 0])
 BUDGETS = st.sampled_from([None, DOLLAR, DOLLAR, DOLLAR // 10, 5 * DOLLAR, 5 * DOLLAR, 0])
 
@@ -227,8 +227,12 @@ class BooksMachine(RuleBasedStateMachine):
             assert call.is_gone or (call.ended is not None and call.ended < min(before, now - 8 * DAY))
             call.is_gone = True
 
-    # What is listed more than once is drawn more often.
-    admit_more, admit_still_more, report_more, report_still_more = admit, admit, report, report
+    @rule(data=st.data(), which=st.integers(0, 1), reads=st.lists(st.integers(0, 40), min_size=2, max_size=6))
+    def calls_come_and_end(self, data, which, reads):
+        for read in reads:
+            self.admit(data, which, read, 40, 1, 0)
+            if self.calls:
+                self.report(data, which, read, "provider")
 
     # -- administration --------------------------------------------------------------------------------------------------------
 
