@@ -66,7 +66,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if ONLY:
         others = [item for item in here if _row_of(item) not in ONLY]
         items[:] = [item for item in items if item not in others]
-    elif RECORD:
+    if RECORD:
         items.sort(key=lambda item: list(ROWS).index(_row_of(item)) if item in here else -1)
 
 
