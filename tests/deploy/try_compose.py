@@ -64,6 +64,7 @@ def on_one_machine(project: Project) -> None:
         answer = subprocess.run(curl, shell=True, capture_output=True, text=True, check=False, timeout=60)
         expect("the printed request answers", "choices" in json.loads(answer.stdout or "{}"), answer)
     first_steps(project, project.first_port, token)
+    explain(project)
     insert = "INSERT INTO client_tokens (name, token) VALUES ('my-first-token', 'my-token')"
     project.compose("exec", "-T", "auth", "python", "-m", "sqlite3", "/data/gateway.db", insert)
     expect("a token inserted by SQL is taken", *ok(chat(project.first_port, "my-token")))
@@ -93,6 +94,7 @@ def on_postgres(project: Project) -> None:
     )
     for port in ports:
         first_steps(project, port, token)
+    explain(project)
     insert = "INSERT INTO client_tokens (name, token) VALUES ('my-first-token', 'my-token')"
     project.compose("exec", "-T", "postgres", "psql", "-U", "gateway", "-d", "gateway", "-c", insert)
     for port in ports:
@@ -110,6 +112,12 @@ def first_steps(project: Project, port: int, token: str) -> None:
     expect("the balance is told", *ok(ask(port, "/v1/token/balance", token)))
     made = project.compose("exec", "-T", "admin", "gateway", "token", "create", "--name", "app", "--max-amount", "5", "--json")
     expect("a token made by command line is taken", *ok(chat(port, json.loads(made)["token"])))
+
+
+def explain(project: Project) -> None:
+    """The operator, whose certificate is at admin, asks auth about the first token."""
+    told = project.compose("exec", "-T", "admin", "gateway", "explain", "--token", "1", "--model", "demo", "--json")
+    expect("a call of the first token is explained", json.loads(told)["verdict"] == "granted", told)
 
 
 def harden(project: Project) -> None:
