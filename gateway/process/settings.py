@@ -127,7 +127,7 @@ class Settings(BaseModel):
     proxy_metrics_address: Listen | None = None
     """Where the proxy answers /healthz, /readyz and /metrics; unset: nowhere."""
     retention_days: Annotated[int, PlainValidator(values.days_kept)] = 400
-    """Days that auth keeps the rows of calls and counts of refusals, 8 or more; 0 keeps them for good. Their sums stay."""
+    """Days that auth keeps rows of calls and counts of refusals, 8 or more; 0: for good. Single refusals: 30 at most."""
     lame_duck: Annotated[float, _seconds(0, 3_600)] = 0.0
     """Seconds that a stopping service still takes calls, so that load balancers can notice that it is not ready."""
     drain: Annotated[float, _seconds(0, 86_400)] = 600.0

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Final
 
-from gateway.clock import to_text
 from gateway.storage.database import Database
 
 Counts = Mapping[tuple[int, str, str], tuple[int, str, str]]
@@ -81,12 +79,3 @@ def find(db: Database, request_id: str) -> KeptRefusal | None:
     found, at, token_id, reason, message, figures, endpoint, model, client_ip, known, name = rows[0]
     name = "" if known is None else name or f"token-{known}"
     return KeptRefusal(found, at, token_id, reason, message, json.loads(figures), endpoint, model, client_ip, name)
-
-
-def prune(db: Database, before: datetime, most: int) -> int:
-    """Deletes refusals of before this moment, at most so many, in one transaction; gives how many."""
-    order = f" ORDER BY at, request_id LIMIT ?{db.locking}"
-    with db.write():
-        rows = db.query(f"SELECT request_id FROM refusals WHERE at < ?{order}", (to_text(before), most))
-        db.run_many("DELETE FROM refusals WHERE request_id = ?", rows)
-    return len(rows)

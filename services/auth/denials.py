@@ -1,7 +1,8 @@
 """Refusals, gathered in memory and written behind: they cost a call nothing.
 
 Each one is counted. Each one that has an id is also kept, so that whoever was refused is found by it; of a flood only the first
-ones are, so that nobody can fill the disk, or push others out, by being refused.
+ones of each flush are, so that nobody can push others out by being refused. That bounds how fast rows are written; how many
+there are is bounded by the days after which `pruning` deletes them.
 """
 
 from __future__ import annotations

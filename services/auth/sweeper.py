@@ -31,7 +31,8 @@ _log = get_logger(__name__)
 class Sweeper:
     """A thread that looks every five seconds. Any number of auth processes may sweep one database.
 
-    retention_days: how long rows of calls and counts of refusals are kept; 0: for good.
+    retention_days: how long rows of calls and counts of refusals are kept, and single refusals if that is shorter than their
+    own time (`pruning.REFUSAL_DAYS`); 0: rows of calls and counts for good.
     """
 
     def __init__(

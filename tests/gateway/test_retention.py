@@ -17,6 +17,7 @@ from gateway.storage.reconcile import reconcile
 from gateway.storage.refusals import KeptRefusal
 from gateway.storage.retention import AT_ONCE, Position, old_calls, prune_calls
 from gateway.usage import Outcome
+from services.auth import pruning
 from services.auth.denials import DenialLog
 from services.auth.metrics import AuthMetrics
 from services.auth.sweeper import Sweeper
@@ -180,6 +181,52 @@ def test_old_refusals_and_their_counts_go(books):
     assert db.query("SELECT COUNT(*), MIN(minute) FROM denials") == [(AT_ONCE + 20, minute)]
     assert db.query("SELECT COUNT(*), MIN(at) FROM refusals") == [(AT_ONCE + 20, at)]
     assert pruned(registry, "denials") == pruned(registry, "refusals") == AT_ONCE + 20
+
+
+def add_refusals(ledger, at, count):
+    """Single refusals of this moment, and as many counts."""
+    kept = [KeptRefusal(uuid7(), to_text(at), 1, "RATE_LIMITED", "no") for _ in range(count)]
+    ledger.add_denials({(1, f"R{number}", to_text(at)[:16]): (1, "", "") for number in range(count)}, kept)
+
+
+def rows_of(db):
+    """How many counts of refusals there are, and how many single ones."""
+    return tuple(db.query(f"SELECT COUNT(*) FROM {table}")[0][0] for table in ("denials", "refusals"))
+
+
+def test_more_refusals_than_one_look_deletes_go_with_the_next_ones_and_no_hour_later(books, monkeypatch):
+    """Else they would come in faster than they go."""
+    db, ledger, clock = books
+    monkeypatch.setattr(pruning, "BATCHES", 2)
+    add_refusals(ledger, clock.now() - timedelta(days=DAYS + 1), 5 * AT_ONCE)
+    sweeper, _ = sweeper_of(db, ledger, clock)
+    left = []
+    for _ in range(3):
+        sweeper.look()
+        left.append(rows_of(db))
+    assert left == [(3 * AT_ONCE,) * 2, (AT_ONCE,) * 2, (0, 0)]
+
+
+def test_once_none_is_left_the_next_ones_wait_for_an_hour(books, monkeypatch):
+    db, ledger, clock = books
+    monkeypatch.setattr(pruning, "_EVERY", 5)  # looks
+    sweeper, _ = sweeper_of(db, ledger, clock)
+    sweeper.look()
+    add_refusals(ledger, clock.now() - timedelta(days=DAYS + 1), 1)
+    for _ in range(4):
+        sweeper.look()
+    assert rows_of(db) == (1, 1)
+    sweeper.look()
+    assert rows_of(db) == (0, 0)
+
+
+@pytest.mark.parametrize(("days", "counts"), [(0, 2), (400, 2), (10, 0)])
+def test_single_refusals_go_after_thirty_days_at_the_latest(books, days, counts):
+    db, ledger, clock = books
+    add_refusals(ledger, clock.now() - timedelta(days=31), 1)
+    add_refusals(ledger, clock.now() - timedelta(days=29), 1)
+    sweeper_of(db, ledger, clock, days=days)[0].look()
+    assert rows_of(db) == (counts, int(days != 10))
 
 
 def test_the_books_add_up_while_two_delete_and_calls_go_on(books, database_url):
