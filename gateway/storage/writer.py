@@ -81,7 +81,7 @@ class Writer(Generic[Item, Result]):
             raise CommitUnheard("the database is slow; ask again", retry_after=1.0) from error
 
     def run(self, errand: Callable[[], T], *, timeout: float = 30.0) -> T:
-        """Runs a function on the writer's thread, between batches. It opens its own transaction."""
+        """Runs a function on the writer's thread, between batches, one between two. It opens its own transaction."""
         work = _Errand(errand)
         self._put(self._errands, work)
         try:
@@ -138,7 +138,8 @@ class Writer(Generic[Item, Result]):
                 break
             taken, size = taken + 1, size + len(job.items)
         jobs, self._jobs = self._jobs[:taken], self._jobs[taken:]
-        errands, self._errands = self._errands, []
+        # One: each may wait for a row that somebody holds, and calls wait behind it.
+        errands, self._errands = self._errands[:1], self._errands[1:]
         return jobs, errands
 
     def _write(self, jobs: list[_Job[Item]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -51,6 +52,59 @@ def test_a_fault_between_batches_ends_no_later_one(caplog):
     assert [writer.submit([number], timeout=5) for number in range(2)] == [[0], [1]]
     writer.close()
     assert "between batches" in caplog.text
+
+
+def gather(writer, flowing, *errands):
+    """Has these errands wait, in order, behind a batch; gives what becomes of them."""
+    with pytest.raises(CommitUnheard):
+        writer.submit(["begun"], timeout=0.05)
+    pool = ThreadPoolExecutor(len(errands))
+    futures = []
+    for count, errand in enumerate(errands, start=1):
+        futures.append(pool.submit(writer.run, errand, timeout=10))
+        until(lambda count=count: len(writer._errands) == count)
+    pool.shutdown(wait=False)
+    return futures
+
+
+def until(holds):
+    for _ in range(1_000):
+        if holds():
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError("it was never given to the writer")
+
+
+def test_a_call_waits_for_one_errand_at_a_time(writer, flowing):
+    """Each may wait for a row that somebody holds, and twenty of them would be longer than a call has."""
+    told = []
+
+    def call():
+        writer.submit(["call"], timeout=10)
+        told.append("call")
+
+    def first():
+        threading.Thread(target=call).start()
+        until(lambda: writer._jobs)
+        told.append("first")
+
+    def second():
+        until(lambda: "call" in told)
+        told.append("second")
+
+    futures = gather(writer, flowing, first, second)
+    flowing.set()
+    for future in futures:
+        future.result(timeout=15)
+    assert told == ["first", "call", "second"]
+
+
+def test_a_writer_that_closes_runs_all_errands_that_wait(writer, flowing):
+    told = []
+    gather(writer, flowing, *(lambda number=number: told.append(number) for number in range(3)))
+    flowing.set()
+    writer.close()
+    assert told == [0, 1, 2]
 
 
 def test_an_errand_that_nobody_waits_for_any_more_is_not_run_later(writer, flowing):
