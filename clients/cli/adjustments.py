@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from clients.cli.connection import DEADLINE, admin_channel
+from clients.cli.entries import reading
 from clients.cli.output import USAGE, Failure, Json, fields, table, tell_json, warn
-from clients.cli.tokens import Which, id_of, reading
+from clients.cli.tokens import Which, id_of
 from clients.cli.wire import amount as shown_amount
+from clients.cli.wire import moment
 from gateway.ids import uuid7
 from gateway.money import CURRENCY, signed_nanos, to_json_number
 from gateway.stubs.admin.v1 import adjustments_pb2 as pb
@@ -93,5 +94,5 @@ def _to_json(adjustment: pb.Adjustment) -> dict[str, Any]:
         "currency": CURRENCY,
         "reason": adjustment.reason,
         "actor": adjustment.actor,
-        "created_at": adjustment.created_at.ToDatetime(tzinfo=UTC).isoformat().replace("+00:00", "Z"),
+        "created_at": moment(adjustment.created_at),
     }

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC
 from typing import Annotated, Any, Final
 
 from cyclopts import Parameter
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from clients.cli.connection import DEADLINE, admin_channel, auth_channel
+from clients.cli.entries import line_of_stdin
 from clients.cli.lookup import tell_request
 from clients.cli.output import FAULT, OK, REFUSED, USAGE, Failure, Json, table, tell, tell_json, warn
-from clients.cli.tokens import id_of, line_of_stdin
-from clients.cli.wire import amount
+from clients.cli.tokens import given_id, id_of
+from clients.cli.wire import amount, moment
 from gateway.money import CURRENCY, to_json_number
 from gateway.process.settings import Settings, load_settings
 from gateway.routing import MOST_CANDIDATES, NamedProvider, places
@@ -39,7 +38,9 @@ def explain(
     max_output_tokens: Annotated[
         int | None, Parameter(help="The output limit that the caller states; none when absent.")
     ] = None,
-    input_tokens: Annotated[int, Parameter(help="An upper bound of the input: its bytes, to be sure.")] = 0,
+    input_tokens: Annotated[
+        int | None, Parameter(help="An upper bound of the input: its bytes, to be sure; 0 when absent.")
+    ] = None,
     client_ip: Annotated[str, Parameter(help="The caller's address; not known when absent.")] = "",
     request: Annotated[str, Parameter(help="Instead: what became of this call, by the x-request-id of its answer.")] = "",
     json: Json = False,
@@ -49,7 +50,7 @@ def explain(
     Example: gateway explain --token app --model gpt-4o --input-tokens 2000 --max-output-tokens 500
     """
     if request:
-        if token or token_stdin or model:
+        if token or token_stdin or model or client_ip or input_tokens is not None or max_output_tokens is not None:
             raise Failure("--request stands alone: the call is known by it", code=USAGE, reason="usage")
         return tell_request(request, as_json=json)
     if bool(token) == token_stdin or not model:
@@ -59,7 +60,7 @@ def explain(
             dry_run=True,
             request_model=model,
             candidates=_candidates(load_settings(os.environ), model),
-            input_token_ceiling=input_tokens,
+            input_token_ceiling=input_tokens or 0,
             max_output_tokens=max_output_tokens,
             client_ip=client_ip,
         )
@@ -82,8 +83,9 @@ def explain(
 
 
 def _id(token: str) -> int:
-    if token.isascii() and token.isdecimal():
-        return int(token)  # admin need not be there
+    number = given_id(token)
+    if number is not None:
+        return number  # admin need not be there
     with admin_channel() as channel:
         return id_of(TokenServiceStub(channel), token)
 
@@ -107,7 +109,7 @@ def _show(answer: pb.ValidateTokenResponse) -> None:
             c.provider,
             c.model,
             f"price {c.price_id} ({c.price_source})" if c.price_id else "no price",
-            f"since {_moment(c.price_valid_from)}" if c.HasField("price_valid_from") else "",
+            f"since {moment(c.price_valid_from)}" if c.HasField("price_valid_from") else "",
             c.rates_json,
             f"holds {amount(c.hold_nanos)}",
         )
@@ -120,7 +122,7 @@ def _show(answer: pb.ValidateTokenResponse) -> None:
 
 def _verdict(answer: pb.ValidateTokenResponse) -> str:
     """The last line."""
-    at = _moment(answer.explanation.at)
+    at = moment(answer.explanation.at)
     if answer.HasField("grant"):
         grant = answer.grant
         limited = f", output limit {grant.max_output_tokens}" if grant.HasField("max_output_tokens") else ""
@@ -134,7 +136,7 @@ def _to_json(model: str, answer: pb.ValidateTokenResponse) -> dict[str, Any]:
     granted = answer.HasField("grant")
     return {
         "verdict": "granted" if granted else "refused",
-        "at": _moment(told.at),
+        "at": moment(told.at),
         "token_id": told.token_id or None,
         "model": model,
         "hold": to_json_number(answer.grant.held_nanos) if granted else None,
@@ -157,7 +159,7 @@ def _to_json(model: str, answer: pb.ValidateTokenResponse) -> dict[str, Any]:
                 "model": c.model,
                 "price_id": c.price_id or None,
                 "price_source": c.price_source or None,
-                "price_valid_from": _moment(c.price_valid_from) if c.HasField("price_valid_from") else None,
+                "price_valid_from": moment(c.price_valid_from) if c.HasField("price_valid_from") else None,
                 "rates": c.rates_json or None,
                 "context_window": c.context_window if c.HasField("context_window") else None,
                 "max_output_tokens": c.max_output_tokens if c.HasField("max_output_tokens") else None,
@@ -176,13 +178,9 @@ def _denial_to_json(denial: pb.Denial) -> dict[str, Any]:
         "remaining": to_json_number(denial.remaining_nanos) if denial.HasField("remaining_nanos") else None,
         "held": to_json_number(denial.held_nanos) if denial.HasField("held_nanos") else None,
         "needed": to_json_number(denial.needed_nanos) if denial.HasField("needed_nanos") else None,
-        "resets_at": _moment(denial.resets_at) if denial.HasField("resets_at") else None,
+        "resets_at": moment(denial.resets_at) if denial.HasField("resets_at") else None,
         "retry_after": _seconds(denial.retry_delay) if denial.HasField("retry_delay") else None,
     }
-
-
-def _moment(moment: Timestamp) -> str:
-    return moment.ToDatetime(tzinfo=UTC).isoformat().replace("+00:00", "Z")
 
 
 def _seconds(span: Duration) -> float:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC
 from typing import Any
-
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from clients.cli.connection import DEADLINE, admin_channel
 from clients.cli.output import OK, fields, tell_json
-from clients.cli.wire import amount
+from clients.cli.wire import amount, moment
 from gateway.money import CURRENCY, to_json_number
 from gateway.stubs.admin.v1 import requests_pb2 as pb
 from gateway.stubs.admin.v1.requests_pb2_grpc import RequestLogServiceStub
@@ -39,7 +36,7 @@ def _refusal_to_fields(refusal: pb.RefusalRecord) -> dict[str, str]:
     if refusal.HasField("limit_value"):
         limit = f"{limit} ({refusal.limit_value})"
     shown = {
-        "refused at": _moment(refusal.refused_at),
+        "refused at": moment(refusal.refused_at),
         "token": token,
         "model": refusal.request_model,
         "endpoint": refusal.endpoint,
@@ -48,14 +45,14 @@ def _refusal_to_fields(refusal: pb.RefusalRecord) -> dict[str, str]:
         "message": refusal.message,
         "limit": limit,
         **money,
-        "starts anew": _moment(refusal.resets_at) if refusal.HasField("resets_at") else "",
+        "starts anew": moment(refusal.resets_at) if refusal.HasField("resets_at") else "",
     }
     return {"request": refusal.request_id} | {name: text for name, text in shown.items() if text}
 
 
 def _call_to_fields(call: pb.RequestRecord) -> dict[str, str]:
     shown = {
-        "admitted at": _moment(call.admitted_at),
+        "admitted at": moment(call.admitted_at),
         "token": f"{call.token_id} ({call.token_name})",
         "model": call.request_model,
         "provider": call.provider,
@@ -74,7 +71,7 @@ def _refusal_to_json(refusal: pb.RefusalRecord) -> dict[str, Any]:
     return {
         "request_id": refusal.request_id,
         "state": "refused",
-        "at": _moment(refusal.refused_at),
+        "at": moment(refusal.refused_at),
         "token_id": refusal.token_id or None,
         "token_name": refusal.token_name or None,
         "model": refusal.request_model or None,
@@ -87,7 +84,7 @@ def _refusal_to_json(refusal: pb.RefusalRecord) -> dict[str, Any]:
         "remaining": to_json_number(refusal.remaining_nanos) if refusal.HasField("remaining_nanos") else None,
         "held": to_json_number(refusal.held_nanos) if refusal.HasField("held_nanos") else None,
         "needed": to_json_number(refusal.needed_nanos) if refusal.HasField("needed_nanos") else None,
-        "resets_at": _moment(refusal.resets_at) if refusal.HasField("resets_at") else None,
+        "resets_at": moment(refusal.resets_at) if refusal.HasField("resets_at") else None,
     }
 
 
@@ -95,8 +92,8 @@ def _call_to_json(call: pb.RequestRecord) -> dict[str, Any]:
     return {
         "request_id": call.request_id,
         "state": call.state,
-        "at": _moment(call.admitted_at),
-        "settled_at": _moment(call.settled_at) if call.HasField("settled_at") else None,
+        "at": moment(call.admitted_at),
+        "settled_at": moment(call.settled_at) if call.HasField("settled_at") else None,
         "token_id": call.token_id,
         "token_name": call.token_name,
         "model": call.request_model,
@@ -112,7 +109,3 @@ def _call_to_json(call: pb.RequestRecord) -> dict[str, Any]:
         "source": call.usage_source or None,
         "price_id": call.price_id or None,
     }
-
-
-def _moment(moment: Timestamp) -> str:
-    return moment.ToDatetime(tzinfo=UTC).isoformat().replace("+00:00", "Z")

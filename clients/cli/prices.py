@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
 from clients.cli.connection import DEADLINE, admin_channel
+from clients.cli.entries import reading
 from clients.cli.output import USAGE, Failure, Json, fields, table, tell_json, warn
-from clients.cli.tokens import reading
+from clients.cli.wire import moment
 from gateway.clock import parse_beginning
 from gateway.ids import uuid7
 from gateway.money import CURRENCY
@@ -144,4 +144,4 @@ def _to_json(price: pb.Price) -> dict[str, Any]:
 def _moment(price: pb.Price, name: Literal["valid_from", "created_at", "retired_at"]) -> str | None:
     if not price.HasField(name):
         return None
-    return str(getattr(price, name).ToDatetime(tzinfo=UTC).isoformat().replace("+00:00", "Z"))
+    return moment(getattr(price, name))

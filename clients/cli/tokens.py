@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
@@ -10,6 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from clients.cli.connection import DEADLINE, admin_channel
+from clients.cli.entries import line_of_stdin, reading
 from clients.cli.output import FAULT, USAGE, Failure, Json, fields, table, tell, tell_json, warn
 from clients.cli.wire import MODES, PERIODS, ROW_HEADINGS, token_to_fields, token_to_json, token_to_row
 from gateway.clock import parse_expiry
@@ -29,6 +29,8 @@ Addresses = Annotated[
     ),
 ]
 _NO_LIMIT = "none"
+_MOST_DIGITS = 19  # of a number in the database, which has 63 bits
+_MOST_SHOWN = 40
 Limit = Annotated[str | None, Parameter(help="So many, 0 for nothing at all; none: no limit.")]
 Which = Annotated[str, Parameter(help="The token's id, or its name if no other token has it.")]
 
@@ -75,13 +77,13 @@ def create(
         max_parallel_requests=_whole(parallel),
         allowed_ips=_entries(ips),
     )
-    with _reading():
+    with reading():
         wanted.allowed_models.extend(parse_models(",".join(models or [])))
         if max_amount is not None:
             wanted.max_amount_nanos = to_nanos(max_amount)
         if expires_at is not None:
             wanted.expires_at.FromDatetime(parse_expiry(expires_at))
-    secret = _line_of_stdin() if token_stdin else ""
+    secret = line_of_stdin() if token_stdin else ""
     request = pb.CreateTokenRequest(request_id=uuid7(), token=wanted, secret=secret, disabled=disabled)
     with _tokens() as stub:
         answer = stub.CreateToken(request, timeout=DEADLINE)
@@ -124,7 +126,7 @@ def show(token: Which, *, json: Json = False) -> None:
     Example: gateway token show app --json
     """
     with _tokens() as stub:
-        answer = stub.GetToken(pb.GetTokenRequest(id=_id(stub, token)), timeout=DEADLINE)
+        answer = stub.GetToken(pb.GetTokenRequest(id=id_of(stub, token)), timeout=DEADLINE)
     _show(answer.token, as_json=json)
 
 
@@ -171,13 +173,13 @@ def update(
     }
     wanted = pb.Token()
     paths = [field for field, value in given.items() if value is not None]
-    with _reading():
+    with reading():
         for field in paths:
             _put(wanted, field, given[field])
     if not paths:
         raise Failure("nothing to change: give an option, such as --max-amount 10", code=USAGE, reason="usage")
     with _tokens() as stub:
-        wanted.id = _id(stub, token)
+        wanted.id = id_of(stub, token)
         request = pb.UpdateTokenRequest(token=wanted)
         request.update_mask.paths.extend(paths)
         answer = stub.UpdateToken(request, timeout=DEADLINE)
@@ -216,7 +218,7 @@ def rotate(
     Example: gateway token rotate app --grace 3600 --json
     """
     with _tokens() as stub:
-        request = pb.RotateTokenRequest(request_id=uuid7(), id=_id(stub, token), grace_seconds=_whole(grace) or 0)
+        request = pb.RotateTokenRequest(request_id=uuid7(), id=id_of(stub, token), grace_seconds=_whole(grace) or 0)
         answer = stub.RotateToken(request, timeout=DEADLINE)
     _show(answer.token, as_json=json, secret=answer.secret)
 
@@ -229,10 +231,10 @@ def topup(
 
     Example: gateway token topup app 10
     """
-    with _reading():
+    with reading():
         nanos = to_nanos(amount)
     with _tokens() as stub:
-        request = pb.TopUpTokenRequest(request_id=uuid7(), id=_id(stub, token), amount_nanos=nanos)
+        request = pb.TopUpTokenRequest(request_id=uuid7(), id=id_of(stub, token), amount_nanos=nanos)
         answer = stub.TopUpToken(request, timeout=DEADLINE)
     if json:
         tell_json(token_to_json(answer.token) | {"revived": answer.revived})
@@ -249,7 +251,7 @@ def delete(token: Which, *, json: Json = False) -> None:
     Example: gateway token delete app
     """
     with _tokens() as stub:
-        number = _id(stub, token)
+        number = id_of(stub, token)
         stub.DeleteToken(pb.DeleteTokenRequest(id=number), timeout=DEADLINE)
     if json:
         tell_json({"id": number, "deleted": True})
@@ -259,7 +261,7 @@ def delete(token: Which, *, json: Json = False) -> None:
 
 def _switch(token: str, *, enabled: bool, as_json: bool) -> None:
     with _tokens() as stub:
-        request = pb.SetTokenEnabledRequest(id=_id(stub, token), enabled=enabled)
+        request = pb.SetTokenEnabledRequest(id=id_of(stub, token), enabled=enabled)
         answer = stub.SetTokenEnabled(request, timeout=DEADLINE)
     _show(answer.token, as_json=as_json)
 
@@ -318,19 +320,21 @@ def _tokens() -> Iterator[TokenServiceStub]:
         yield TokenServiceStub(channel)
 
 
-@contextmanager
-def _reading() -> Iterator[None]:
-    """Turns what cannot be read into a fault of the command line."""
-    try:
-        yield
-    except (ValueError, ArithmeticError) as fault:  # a date beyond the year 9999 overflows
-        raise Failure(str(fault), code=USAGE, reason="usage") from None
+def given_id(token: str) -> int | None:
+    """The id, where an id was given and not a name. Raises Failure where no token can have it."""
+    if not (token.isascii() and token.isdecimal()):
+        return None
+    digits = token.lstrip("0")
+    if not digits or len(digits) > _MOST_DIGITS or int(digits) >= 1 << 63:
+        raise Failure(f"there is no token {token[:_MOST_SHOWN]}", code=FAULT, reason="not_found")
+    return int(digits)
 
 
-def _id(stub: TokenServiceStub, token: str) -> int:
-    """The id that was given, or that of the one token with this name."""
-    if token.isascii() and token.isdecimal():
-        return int(token)
+def id_of(stub: TokenServiceStub, token: str) -> int:
+    """The id that was given, or that of the one token with this name. Raises Failure where there is none, or several."""
+    number = given_id(token)
+    if number is not None:
+        return number
     found: list[pb.Token] = []
     page = ""
     while True:
@@ -348,15 +352,6 @@ def _id(stub: TokenServiceStub, token: str) -> int:
     return found[0].id
 
 
-def _line_of_stdin() -> str:
-    """One line of standard input, without its end."""
-    line = sys.stdin.readline().rstrip("\r\n")
-    if not line:
-        raise Failure("standard input holds no secret", code=USAGE, reason="usage")
-    return line
-
-
-# As `adjustments`, `explain` and `prices` use them. Their commands stand in modules of their own.
-id_of, line_of_stdin, reading = _id, _line_of_stdin, _reading
+# These stand in a module of their own.
 app.command("clients.cli.adjustments:adjust", name="adjust", help="Correct what a token has spent.")
 app.command("clients.cli.adjustments:adjustments", name="adjustments", help="List a token's corrections.")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Any, Literal
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from gateway.money import CURRENCY, to_json_number, to_units
 from gateway.stubs.admin.v1 import tokens_pb2 as pb
@@ -117,6 +119,11 @@ def amount(nanos: int) -> str:
     return f"{whole}.{decimals.rstrip('0').ljust(2, '0')}"
 
 
+def moment(stamp: Timestamp) -> str:
+    """A moment as ISO text in UTC."""
+    return stamp.ToDatetime(tzinfo=UTC).isoformat().replace("+00:00", "Z")
+
+
 def budget(token: pb.Token) -> str:
     """A token's budget for people."""
     if not token.HasField("max_amount_nanos"):
@@ -145,5 +152,4 @@ def _moment(token: pb.Token, name: _MomentName) -> str | None:
     """A time as ISO text in UTC, None where it is absent."""
     if not token.HasField(name):
         return None
-    moment: datetime = getattr(token, name).ToDatetime(tzinfo=UTC)
-    return moment.isoformat().replace("+00:00", "Z")
+    return moment(getattr(token, name))

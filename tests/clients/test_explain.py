@@ -88,6 +88,13 @@ def test_an_alias_is_explained_at_every_place_where_it_may_go(running: Installat
     [
         (("--token", "nobody", "--model", "demo"), 1, "there is no token 'nobody'"),
         (("--token", "4711", "--model", "demo"), 1, "there is no token 4711"),
+        (("--token", "0", "--model", "demo"), 1, "there is no token 0"),
+        (("--token", "99999999999999999999", "--model", "demo"), 1, "there is no token 99999999999999999999"),
+        (("--token", str(1 << 63), "--model", "demo"), 1, f"there is no token {1 << 63}"),
+        (("--token", "9" * 5000, "--model", "demo"), 1, "there is no token 999"),
+        (("--request", "x", "--client-ip", "10.0.0.9"), 2, "--request stands alone"),
+        (("--request", "x", "--input-tokens", "0"), 2, "--request stands alone"),
+        (("--request", "x", "--max-output-tokens", "5"), 2, "--request stands alone"),
         (("--token", "app", "--model", "claude-x"), 1, "serves the model"),
         (("--token", "app"), 2, "--model"),
         (("--model", "demo"), 2, "--token"),
