@@ -134,6 +134,8 @@ class MemoryAuth:
         """Decides a call, or only looks."""
         with self._lock:
             self._answer()
+            if request.dry_run:
+                raise InvalidArgument("this fake explains nothing: ask a real auth with dry_run")
             try:
                 return pb.ValidateTokenResponse(grant=self._decide(request))
             except Refusal as refusal:

@@ -7,8 +7,17 @@ import pytest
 from gateway.client import AsyncGateway, Gateway, Outcome, Source
 from gateway.client.memory import MemoryAuth
 from gateway.client.testing import AsyncFakeGateway, FakeGateway
-from gateway.errors import AlreadyExists, AuthUnavailable, GatewayError, NotFound, PermissionDenied, TokenExpired
+from gateway.errors import (
+    AlreadyExists,
+    AuthUnavailable,
+    GatewayError,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    TokenExpired,
+)
 from gateway.ids import uuid7
+from gateway.stubs.auth.v1 import auth_pb2 as pb
 from tests.gateway.client_harness import real_auth
 from tests.support.ledger import DOLLAR, MODEL, SECRET, TOKEN_PRICE
 
@@ -176,3 +185,8 @@ def test_a_lease_of_the_fake_ends_when_its_time_has_passed():
 def test_the_fake_has_no_rights_beyond_its_own_calls():
     with fill(FakeGateway()) as gateway, pytest.raises(PermissionDenied, match="record_unadmitted"):
         gateway.record_usage(uuid7(), input_tokens=1, token_id=1)
+
+
+def test_a_fake_explains_nothing_and_says_so():
+    with pytest.raises(InvalidArgument, match="dry_run"):
+        fill(MemoryAuth()).validate(pb.ValidateTokenRequest(token=SECRET, request_model=MODEL, dry_run=True))
