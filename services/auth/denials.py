@@ -91,8 +91,6 @@ class DenialLog:
 
 def _kept(request_id: str, at: str, token_id: int, admission: Admission, refusal: Refusal) -> KeptRefusal:
     figures = {name: value for name, value in refusal.metadata.items() if name != "token_id"}
-    if refusal.retry_after is not None:
-        figures["retry_after"] = f"{refusal.retry_after:g}"
     return KeptRefusal(
         request_id=request_id,
         at=at,

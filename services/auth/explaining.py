@@ -27,6 +27,8 @@ def dry_run_from_proto(message: pb.ValidateTokenRequest, *, key: bytes, identity
     """A dry run as the ledger takes it. Raises InvalidArgument with the field and what it takes."""
     if message.request_id:
         raise InvalidArgument("request_id is for a call that is made; a dry_run has none")
+    if message.look_id:
+        raise InvalidArgument("look_id is for a look; of a dry_run no refusal is kept")
     if not message.request_model:
         raise InvalidArgument("request_model is needed with dry_run")
     if message.token_id < 0:

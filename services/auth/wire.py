@@ -74,6 +74,8 @@ def admission_from_proto(message: pb.ValidateTokenRequest, *, key: bytes, identi
     _most("units", message.units, 16)
     if message.look_id:
         _uuid("look_id", message.look_id)
+        if request_id:
+            raise InvalidArgument("look_id is for a look; a call that is made is known by its request_id")
     if message.dry_run or message.token_id:
         raise InvalidArgument("dry_run and token_id are for ValidateToken alone, token_id with dry_run")
     if request_id and not message.request_model:

@@ -104,7 +104,7 @@ def test_only_the_operator_names_a_token_by_its_id_and_the_operator_makes_no_cal
 
 def test_what_a_dry_run_cannot_be_is_named(auth):
     stub = auth.stub("operator")
-    for changes in ({"request_id": uuid7()}, {"request_model": ""}, {"token_id": 1}, {"token": ""}, {"look_id": "x"}):
+    for changes in ({"request_id": uuid7()}, {"request_model": ""}, {"token_id": 1}, {"token": ""}, {"look_id": uuid7()}):
         error = fails(stub.ValidateToken, dry(**changes))
         assert isinstance(error, InvalidArgument)
         assert next(iter(changes)) in error.message

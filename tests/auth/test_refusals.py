@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import grpc
 import pytest
 
 from gateway.admission import Admission
 from gateway.clock import to_text
-from gateway.errors import DatabaseUnavailable, NotFound, RateLimited, TokenUnknown
+from gateway.errors import DatabaseUnavailable, InvalidArgument, NotFound, RateLimited, TokenUnknown
 from gateway.ids import uuid7
 from gateway.quota import Call
+from gateway.rpc.status import from_status
 from gateway.storage.refusals import find
 from gateway.storage.request_log import RequestLog
 from gateway.storage.retention import AT_ONCE, prune_refusals
@@ -90,6 +92,14 @@ def test_an_unknown_token_and_a_look_are_found_too(auth):
     assert (find(auth.db, look).reason, find(auth.db, look).token_id) == ("TOKEN_DISABLED", 2)
 
 
+def test_a_call_that_is_made_has_no_other_id_under_which_its_refusal_is_kept(auth):
+    with pytest.raises(grpc.RpcError) as caught:
+        auth.stub().ValidateToken(asked(look_id=uuid7()))
+    error = from_status(caught.value)
+    assert isinstance(error, InvalidArgument)
+    assert "look_id" in error.message
+
+
 def test_a_call_that_is_admitted_after_all_shows_its_row(auth):
     """An internal service may ask again under the same id."""
     add_token(auth.db, "one-at-once-1", max_parallel_requests=1)
@@ -149,10 +159,11 @@ def test_two_services_write_the_same_refusal_once(auth):
     logs = [DenialLog(auth.clock), DenialLog(auth.clock)]
     request_id = uuid7()
     for log in logs:
-        refusal = RateLimited("no", metadata={"token_id": "1"})
+        refusal = RateLimited("no", retry_after=3.0, metadata={"token_id": "1", "limit": "requests_per_minute"})
         log.note(Admission("", Call(MODEL), "proxy", request_id), refusal)
         log.flush(auth.ledger)
     assert kept(auth.db) == {request_id}
+    assert find(auth.db, request_id).figures == {"limit": "requests_per_minute"}  # the moment to try again is past
 
 
 def test_old_refusals_are_deleted_in_batches(auth):

@@ -259,7 +259,7 @@ class ValidateTokenRequest(_message.Message):
     """With `dry_run`, in place of `token`: the token's id. For the operator alone; 0: by `token`. Error: `NOT_FOUND`."""
     look_id: _builtins.str
     """For a look, which has no `request_id`: the id that the caller was told, under which a refusal is kept (a UUID in canonical
-    lower-case text); empty: it is only counted.
+    lower-case text); empty: it is only counted. Not with a `request_id`, and not with `dry_run`.
     """
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
