@@ -220,7 +220,11 @@ SCHEMAS: Mapping[str, Schema] = {
             "model": _TEXT_OR_NONE,
             "endpoint": _TEXT_OR_NONE,
             "state": {"type": "string", "enum": ["refused"]},
-            "error_code": {**_TEXT_OR_NONE, "description": "As the caller was told."},
+            "error_code": {
+                **_TEXT_OR_NONE,
+                "description": "Of what auth decided. The caller was told another one where his address had sent too many"
+                " unknown tokens (429), or where that decision came too late (503).",
+            },
             "reason": TEXT,
             "message": TEXT,
             "limit": {**_TEXT_OR_NONE, "description": "The limit that was met."},

@@ -308,7 +308,9 @@ Global___GetRequestResponse: _TypeAlias = GetRequestResponse  # noqa: Y015
 
 @_typing.final
 class RefusalRecord(_message.Message):
-    """A call that was refused."""
+    """A call that was refused, as auth decided. What the caller was told may differ: the proxy answers 429 to an address that sent
+    too many unknown tokens, and 503 where auth's answer came too late.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
