@@ -30,7 +30,7 @@ run: $(VENV)/.runtime ## start all services on this machine, with SQLite in data
 test: setup ## run the tests
 	$(BIN)/python -m pytest -n 2 -q
 
-prove: setup ## run every row of docs/proof.md in full, on both databases, and report (about an hour)
+prove: setup ## run every row of docs/proof.md in full, on both databases, and report (80 minutes)
 	$(BIN)/python -m tests.prove --report prove.md $(PROVE)
 
 prove-mutants: setup ## break each guard once, in a copy, and have the tests notice (5 to 10 minutes)

@@ -63,9 +63,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in here:
         if not FULL and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(TENTH))
-    if ONLY:
-        others = [item for item in here if _row_of(item) not in ONLY]
-        items[:] = [item for item in items if item not in others]
+    wanted = [row for row in ONLY or ROWS if set(ROWS[row].databases) & set(DATABASES)]
+    others = [item for item in here if _row_of(item) not in wanted]
+    items[:] = [item for item in items if item not in others]
     if RECORD:
         items.sort(key=lambda item: list(ROWS).index(_row_of(item)) if item in here else -1)
 

@@ -172,7 +172,7 @@ async def plan(office: Office, count: int, chance: Any) -> list[Change]:
 async def test_changes_in_the_middle_of_which_admin_is_killed_are_whole_or_were_not_made(site, proof):
     site = site("auth", "proxy", "admin", is_forked=True)
     nemesis = Nemesis(site.stack, proof.chance)
-    kills = proof.size(100, 6)
+    kills = proof.size(100)
     over = False
     async with aiohttp.ClientSession(trust_env=False) as http, site.door() as door:
         office = Office(site, http)

@@ -31,7 +31,7 @@ async def heals(door: str, token: str) -> float:
 async def test_a_database_that_crashes_or_cuts_its_connections_costs_a_moment_and_nothing_else(site, proof):
     site = site("auth", "proxy", has_own_server=True, is_forked=True)
     nemesis = Nemesis(site.stack, proof.chance, site.server)
-    acts = [nemesis.crash_database] * proof.size(20, 2) + [nemesis.cut_database] * proof.size(50, 4)
+    acts = [nemesis.crash_database] * proof.size(20) + [nemesis.cut_database] * proof.size(50)
     proof.chance.shuffle(acts)
     healed: list[float] = []
     with site.watched():

@@ -18,7 +18,7 @@ async def killed_under_load(site, proof, service: str) -> tuple[Traffic, Traffic
     Gives the calls, those of a token at the end of its budget, and how many were in flight at the kills in all.
     """
     nemesis = Nemesis(site.stack, proof.chance)
-    calls, kills = proof.size(5000, 150), proof.size(200, 6)
+    calls, kills = proof.size(5000), proof.size(200)
     in_flight: list[int] = []
     async with site.door() as door:
         traffic = Traffic(door, site.token(max_amount=100_000))
