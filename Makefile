@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup run test prove prove-mutants check protos lint types bench lock compose-check
+.PHONY: help setup run test prove prove-mutants check protos lint types bench attack lock compose-check
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ types: setup ## mypy, strict
 
 bench: setup ## our CPU a request beside a bare relay's, in one run
 	$(BIN)/python -m benchmarks.load
+
+attack: setup ## all hostile callers at once beside a calm one, and what the calm one notices (3 minutes)
+	$(BIN)/python -m benchmarks.attack $(ATTACK)
 
 compose-check: ## bring the compose stacks up with Docker, ask them, take them down (needs an engine)
 	@$(PYTHON) -m tests.deploy.try_compose

@@ -59,7 +59,7 @@ class Sample:
     first_p50_ms: float
 
 
-def _percentile(values: list[float], share: float) -> float:
+def percentile(values: list[float], share: float) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)]
 
@@ -88,9 +88,9 @@ def measure(target: Target, scenario: Scenario) -> Sample:
         cpu_ms=sum(split.values()),
         cpu_split=split,
         per_second=scenario.calls / seen["seconds"],
-        p50_ms=_percentile(seen["latencies"], 0.5) * 1000,
-        p99_ms=_percentile(seen["latencies"], 0.99) * 1000,
-        first_p50_ms=_percentile(seen["firsts"], 0.5) * 1000,
+        p50_ms=percentile(seen["latencies"], 0.5) * 1000,
+        p99_ms=percentile(seen["latencies"], 0.99) * 1000,
+        first_p50_ms=percentile(seen["firsts"], 0.5) * 1000,
     )
 
 
