@@ -55,8 +55,8 @@ lint: setup ## ruff: format and lint
 types: setup ## mypy, strict
 	$(BIN)/mypy
 
-bench: setup ## our CPU a request beside a bare relay's, in one run
-	$(BIN)/python -m benchmarks.load
+bench: setup ## our CPU a request beside a bare relay's, in one run; AGAINST=FOLDER: beside another checkout's
+	$(BIN)/python -m benchmarks.$(if $(AGAINST),against $(AGAINST),load)
 
 attack: setup ## all hostile callers at once beside a calm one, and what the calm one notices (3 minutes)
 	$(BIN)/python -m benchmarks.attack $(ATTACK)

@@ -5,7 +5,7 @@
 The suite runs as it is shipped (auth, proxy and admin, SQLite, mutual TLS), on one core; the provider and all callers have the
 other one. The calm caller makes 20 plain calls a second, first alone, then beside the hostile callers of `benchmarks.hostile`.
 Exits with 1 unless the calm caller got no 5xx and no silence, its p99 was at most three times what it is alone, no hostile
-caller got a 500, memory grew by at most 128 MiB and came back, and all sockets were returned.
+caller got a 500, half-closed calls were answered, memory grew by at most 128 MiB and came back, and all sockets were returned.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.hostile import KINDS
+from benchmarks.hostile import HALF_CLOSED, KINDS
 from benchmarks.measure import percentile
 from tests.suite.stack import REPOSITORY, Stack, configuration, free_port, price, wait_for
 
@@ -141,10 +141,12 @@ def judge(site: Site, kinds: list[str], alone: Calm, seconds: float) -> list[str
     for name in kinds:
         print(f"    {name}: {done[name]}")
     crashes = sum(statuses.get("500", 0) for statuses in done.values())
+    half_closed = done.get(HALF_CLOSED, {})
     faults = {
         f"the calm caller got {calm.failed} calls with a 5xx or no answer": calm.failed > 0,
         f"its p99 is {calm.p99 / alone.p99:.1f} times that of its calls alone": calm.p99 > 3 * alone.p99,
         f"hostile callers got {crashes} times 500": crashes > 0,
+        f"half-closed calls were not all answered: {half_closed}": set(half_closed) - {"connections", "200"} != set(),
         f"memory grew by {peak - before.memory:.0f} MiB": peak - before.memory > 128,
         f"{after.memory - before.memory:.0f} MiB of memory did not come back": after.memory - before.memory > 64,
         f"{after.files - before.files} files stayed open": after.files - before.files > 8,

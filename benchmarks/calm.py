@@ -1,4 +1,4 @@
-"""The calm caller: one plain call at a steady pace with a valid token, whatever else goes on.
+"""The calm caller: plain calls at a steady pace with a valid token, each fourth over a new connection, whatever else goes on.
 
 Calls start when they are due, not when the one before has ended, and their latency counts from that moment: a server that
 stalls for a second is seen by each call of that second. Runs in a process of its own (`python -m benchmarks.calm '<json>'`) and
@@ -28,15 +28,15 @@ class Seen:
 
 
 class _Caller:
-    """Calls over kept connections: an idle one where there is one, else a new one."""
+    """Calls over kept connections, and over new ones."""
 
     def __init__(self, port: int, request: bytes) -> None:
         self._port, self._request = port, request
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
-    async def call(self) -> str:
-        """The status of one call."""
-        if self._idle:
+    async def call(self, *, newly: bool) -> str:
+        """The status of one call. newly: over a connection of its own, as an application does that has just started."""
+        if self._idle and not newly:
             reader, writer = self._idle.pop()
         else:
             reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
@@ -46,7 +46,7 @@ class _Caller:
             head = await reader.readuntil(b"\r\n\r\n")
             fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if b": " in line)
             await reader.readexactly(int(fields[b"content-length"]))
-            if fields.get(b"connection") != b"close":
+            if not newly and fields.get(b"connection") != b"close":
                 self._idle.append((reader, writer))
                 kept = True
             return head[9:12].decode()
@@ -64,10 +64,10 @@ async def run(*, port: int, token: str, model: str, per_second: float, seconds: 
     ).encode()
     seen, caller = Seen(), _Caller(port, request)
 
-    async def call(due: float) -> None:
+    async def call(due: float, *, newly: bool) -> None:
         try:
             async with asyncio.timeout(LONGEST):
-                status = await caller.call()
+                status = await caller.call(newly=newly)
         except (TimeoutError, OSError, EOFError, KeyError, ValueError):
             status = "none"
         else:
@@ -79,7 +79,7 @@ async def run(*, port: int, token: str, model: str, per_second: float, seconds: 
         for number in range(round(seconds * per_second)):
             due = started + number / per_second
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            calls.create_task(call(due))
+            calls.create_task(call(due, newly=number % 4 == 0))
     return seen
 
 

@@ -314,6 +314,9 @@ async def _leaving(target: Target) -> None:
         await asyncio.sleep(0.1)
 
 
+HALF_CLOSED = "5 half-closed calls/s"
+"""No harm is meant by these: each of them is to be answered."""
+
 KINDS: dict[str, Kind] = {
     "logins with 580 KiB of 1e308": _logins_of_slow_numbers,
     "slow bodies, wrong token": _slow_bodies_of_strangers,
@@ -331,7 +334,7 @@ KINDS: dict[str, Kind] = {
     "30 unknown tokens/s": _unknown_tokens,
     "10 odd types/s": _odd_types,
     "5 bad chunks/s": _bad_chunks,
-    "5 half-closed calls/s": _half_closed,
+    HALF_CLOSED: _half_closed,
     "streams that are left": _leaving,
 }
 
