@@ -159,6 +159,8 @@ class Settings(BaseModel):
     """The most that all request bodies together may take in memory, in bytes."""
     max_connections: Annotated[int, PlainValidator(values.whole(1, 1_000_000))] = 10_000
     """The most connections that the proxy holds open for applications."""
+    max_connections_per_address: Annotated[int, PlainValidator(values.whole(1, 1_000_000))] = 2_500
+    """The most of them from one address (IPv6: one /64). Trusted proxies may have more."""
     upstream_connect_timeout: Annotated[float, _seconds(0.1, 600)] = 10.0
     """Seconds to connect to a provider."""
     upstream_first_byte_timeout: Annotated[float, _seconds(0.1, 3_600)] = 600.0

@@ -13,6 +13,11 @@ from services.proxy.errors import SERVER_NAME
 _encode = msgspec.json.Encoder().encode
 
 
+def encode(value: Any) -> bytes:
+    """A value as JSON. What never changes is encoded once, and sent with `raw_answer`."""
+    return _encode(value)
+
+
 def json_answer(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     """An answer whose body is this value as JSON."""
     return raw_answer(_encode(value), status=status, headers=headers)

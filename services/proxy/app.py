@@ -13,7 +13,7 @@ from gateway.ids import uuid7
 from gateway.process.logs import get_logger
 from gateway.process.settings import Settings
 from services.proxy import cors, errors, openapi, routes
-from services.proxy.answers import json_answer
+from services.proxy.answers import encode, json_answer, raw_answer
 from services.proxy.attempts import Attempts
 from services.proxy.body import Pool
 from services.proxy.books import Auth, Outbox
@@ -27,7 +27,7 @@ from services.proxy.models_route import ModelsRoute
 from services.proxy.providers.base import ProviderRefused
 from services.proxy.providers.registry import Registry
 from services.proxy.relay import Relay
-from services.proxy.server import answer_early, check_framing, is_plainly_framed
+from services.proxy.server import answer_early, check_framing, ends_with, is_plainly_framed
 from services.proxy.token_routes import TokenRoutes
 from services.proxy.upstream import Upstream
 
@@ -107,9 +107,6 @@ class App:
         """Notes that the proxy is about to stop."""
         self.closing = True
 
-    def _is_closing(self) -> bool:
-        return self.closing
-
     @property
     def open_requests(self) -> int:
         """How many requests are open."""
@@ -139,7 +136,7 @@ class App:
 
     async def _serve(self, request: web.BaseRequest, table: routes.Table) -> web.StreamResponse:
         clock = asyncio.get_running_loop().time
-        exchange = Exchange(request, uuid7(), clock(), request.remote or "", closing=self._is_closing)
+        exchange = Exchange(request, uuid7(), clock(), request.remote or "", closing=lambda: self.closing or ends_with(request))
         if self._proxies is not None:
             exchange.address, exchange.scheme = self._proxies.caller(request)
         if self._cors is not None and request.raw_path.startswith(cors.PREFIX):
@@ -153,7 +150,7 @@ class App:
             status = response.status
             if not response.prepared:
                 response.headers.update(exchange.headers())
-                if self.closing or not is_plainly_framed(request):
+                if self.closing or ends_with(request) or not is_plainly_framed(request):
                     response.force_close()
                 if not request.content.is_eof():
                     await answer_early(request, response)
@@ -210,9 +207,10 @@ class App:
 
 def _described(document: Mapping[str, Any]) -> routes.Handler:
     """The handler that tells what is there."""
+    body = encode(document)
 
     async def handle(_: Exchange) -> web.StreamResponse:
-        return json_answer(document)
+        return raw_answer(body)
 
     return handle
 

@@ -35,7 +35,7 @@ class Exchange:
     cors: Mapping[str, str] | None = None
     """What a browser is told about other origins; None: nothing."""
     closing: Callable[[], bool] = lambda: False
-    """Whether the connection is to end with this answer, as the edge is about to stop: to be asked when its head is sent."""
+    """Whether the connection is to end with this answer: to be asked when its head is sent."""
     ticket: Ticket | None = None
     """The admitted call; None: there is none."""
     model: str = ""

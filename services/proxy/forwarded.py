@@ -45,6 +45,10 @@ class TrustedProxies:
             address = self._walk(address, headers.getall("X-Forwarded-For"))
         return address, scheme
 
+    def trusts(self, address: str) -> bool:
+        """Whether a connection from this address is one of a trusted proxy."""
+        return self._is_trusted(_plain(address))
+
     def _walk(self, nearest: str, lines: Sequence[str]) -> str:
         """The first hop from the right that is no trusted proxy; what is no address ends the walk at the hop that wrote it."""
         for count, entry in enumerate(_from_the_right(lines)):

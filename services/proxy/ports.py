@@ -10,6 +10,8 @@ from aiohttp import web
 
 from gateway.process.settings import Settings
 from services.proxy.app import App
+from services.proxy.connections import Places
+from services.proxy.forwarded import TrustedProxies
 from services.proxy.server import EdgeServer
 from services.proxy.tls import EdgeCertificate, TlsSite
 
@@ -31,13 +33,16 @@ class Ports:
             self._tls = EdgeCertificate(settings.tls_cert, settings.tls_key)
         self._watching: asyncio.Task[None] | None = None
         most = _connections(settings.max_connections)
-        self.edge = EdgeServer(app.handle, most=most)
+        of_one = settings.max_connections_per_address
+        proxies = TrustedProxies(settings.trusted_proxies)
+        self.edge = EdgeServer(app.handle, places=Places(most, of_one, is_exempt=proxies.trusts))
         """The connections of applications."""
         runner = web.ServerRunner(self.edge, shutdown_timeout=grace)
         self._listeners = [(runner, self.edge, settings.http_host, settings.http_port)]
         if settings.admin_http not in {None, "off"}:
             host, _, port = str(settings.admin_http).rpartition(":")
-            apart = EdgeServer(app.handle_admin, most=min(most, ADMIN_CONNECTIONS))
+            places = Places(min(most, ADMIN_CONNECTIONS), min(of_one, ADMIN_CONNECTIONS // 2), is_exempt=proxies.trusts)
+            apart = EdgeServer(app.handle_admin, places=places)
             self._listeners.append((web.ServerRunner(apart, shutdown_timeout=grace), apart, host, int(port)))
         self._sites: list[web.TCPSite | TlsSite] = []
 
@@ -55,7 +60,8 @@ class Ports:
                     host,
                     port,
                     certificate=self._tls,
-                    full=lambda server=server: server.is_full,  # type: ignore[misc]  # a lambda's default has no type
+                    protocol=server,
+                    places=server.places,
                     handshakes=server.handshakes,
                     backlog=BACKLOG,
                 )

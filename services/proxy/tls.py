@@ -7,12 +7,14 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from aiohttp import web
 
 from gateway.process.logs import get_logger
 from gateway.process.tls import Certificate, CertificateFault, Signature, load_certificate, signature
+from services.proxy.connections import Place, Places
 
 HANDSHAKE_TIME = 10.0
 """Seconds from a connection to the end of its handshake."""
@@ -121,7 +123,8 @@ class TlsSite(web.BaseSite):
 
     It takes connections itself and has the loop secure each, so that those whose handshake goes on are known, counted, ended in
     time, and refused before it where there are too many.
-    host: None is every address. full: whether there are too many connections. handshakes: those that are going on.
+    host: None is every address. protocol: makes one for a connection that has its place. places: for connections, taken before
+    the handshake. handshakes: those that are going on.
     """
 
     def __init__(
@@ -131,7 +134,8 @@ class TlsSite(web.BaseSite):
         port: int,
         *,
         certificate: EdgeCertificate,
-        full: Callable[[], bool],
+        protocol: Callable[[Place], asyncio.BaseProtocol],
+        places: Places,
         handshakes: set[asyncio.Task[None]],
         backlog: int,
     ) -> None:
@@ -139,7 +143,8 @@ class TlsSite(web.BaseSite):
         self._host = host
         self.port = port
         self._certificate = certificate
-        self._full = full
+        self._protocol = protocol
+        self._places = places
         self._handshakes = handshakes
         self._sockets: list[socket.socket] = []
 
@@ -180,11 +185,12 @@ class TlsSite(web.BaseSite):
                 loop.remove_reader(listener.fileno())
                 loop.call_later(1.0, self._again, listener)
                 return
-            if self._full():
+            place = self._places.enter(address[0])
+            if place is None:
                 connection.close()
                 continue
             connection.setblocking(False)
-            task = loop.create_task(self._secure(connection, address[0]))
+            task = loop.create_task(self._secure(connection, address[0], place))
             self._handshakes.add(task)
             task.add_done_callback(self._handshakes.discard)
 
@@ -192,11 +198,10 @@ class TlsSite(web.BaseSite):
         if listener in self._sockets:
             asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
 
-    async def _secure(self, connection: socket.socket, address: str) -> None:
-        assert self._runner.server is not None
+    async def _secure(self, connection: socket.socket, address: str, place: Place) -> None:
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
-                self._runner.server,
+                partial(self._protocol, place),
                 connection,
                 ssl=self._certificate.context,
                 ssl_handshake_timeout=HANDSHAKE_TIME,
@@ -205,6 +210,10 @@ class TlsSite(web.BaseSite):
         except OSError as error:
             self._certificate.failures.note(error, address)
             connection.close()
+            place.leave()
+        except BaseException:
+            place.leave()
+            raise
 
 
 def _reason(error: OSError) -> str:

@@ -157,18 +157,6 @@ async def test_a_body_that_comes_too_slowly_is_cut(edge: Edge, monkeypatch: pyte
     assert status_of(answer) == 408
 
 
-async def test_connections_above_the_cap_are_closed() -> None:
-    async with running_edge(connections=2) as edge:
-        kept = [await asyncio.open_connection("127.0.0.1", edge.port) for _ in range(2)]
-        await asyncio.sleep(0.05)
-        assert await edge.raw(head("GET", "/healthz")) == b""
-        for _, writer in kept:
-            writer.close()
-            await writer.wait_closed()
-        await asyncio.sleep(0.05)
-        assert status_of(await edge.raw(head("GET", "/healthz", "Connection: close"))) == 200
-
-
 # -- credentials --------------------------------------------------------------------------------------------------------------
 
 
