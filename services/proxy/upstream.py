@@ -47,6 +47,7 @@ class Reply(Protocol):
     """A provider's answer, as it comes in. Whoever has it closes it."""
 
     status: int
+    """200 to 599."""
     headers: Mapping[str, str]
 
     async def read(self) -> bytes:

@@ -14,7 +14,6 @@ from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
@@ -23,6 +22,7 @@ from yarl import URL
 from gateway.process.addresses import AddressRefused, check_resolved
 from services.proxy.unpacking import Unpacker, UnpackError
 from services.proxy.upstream import BrokenOff, NoStatus, NotSent, Reply, Sending
+from services.proxy.upstream_protocol import Call, ProviderConnector, ProviderProtocol
 
 KEEPALIVE = 15.0
 """Seconds that an idle connection is kept."""
@@ -43,10 +43,10 @@ _NETWORK = (aiohttp.ClientError, HttpProcessingError, OSError)
 class _HttpReply:
     """A reply, and the connection that it comes over."""
 
-    __slots__ = ("_connection", "_content", "_limit", "_unpacker", "headers", "status")
+    __slots__ = ("_call", "_connection", "_content", "_unpacker", "headers", "status")
 
     def __init__(
-        self, status: int, headers: Mapping[str, str], content: StreamReader, connection: Connection, limit: _Limit
+        self, status: int, headers: Mapping[str, str], content: StreamReader, connection: Connection, call: Call
     ) -> None:
         self.status = status
         self.headers = headers
@@ -54,26 +54,29 @@ class _HttpReply:
         self._connection = connection
         encoding = headers.get("Content-Encoding")
         self._unpacker = Unpacker(encoding) if encoding is not None else None
-        self._limit = limit
-        limit.content = content
-        content.on_eof(limit.lift)
+        self._call = call
         content.on_eof(connection.release)
 
     async def read(self) -> bytes:
+        if self._unpacker is None:
+            return await self._content.readany() or self._end()
         try:
-            if self._unpacker is None:
-                return await self._content.readany()
             while not (piece := self._unpacker.take()):
-                data = await self._content.readany()
+                data = await self._content.readany() or self._end()
                 if not data:
                     self._unpacker.end()
                     break
                 self._unpacker.feed(data)
-        except _NETWORK as error:
-            raise BrokenOff(_describe(error), late=isinstance(error, TimeoutError)) from error
         except UnpackError as error:
-            raise BrokenOff(str(error)) from error
+            raise BrokenOff(str(error)) from None
         return piece
+
+    def _end(self) -> bytes:
+        """The end of the body, where it came to one."""
+        failure = self._call.failure
+        if failure is not None:
+            raise BrokenOff(_describe(failure), late=isinstance(failure, TimeoutError))
+        return b""
 
     async def finish(self) -> None:
         left = LEFTOVER
@@ -82,37 +85,14 @@ class _HttpReply:
                 async with asyncio.timeout(1.0):
                     while left > 0 and (data := await self._content.readany()):
                         left -= len(data)
-        except _NETWORK:
+        except TimeoutError:
             pass  # the answer is whole already
         finally:
             self.close()
 
     def close(self) -> None:
-        self._limit.lift()
+        self._call.end()
         self._connection.close()  # one that is released already is none of ours any more
-
-
-class _Limit:
-    """The time that one call may take in all: when it is over, whoever reads gets a timeout, however steadily bytes drip."""
-
-    __slots__ = ("_protocol", "_timer", "content")
-
-    def __init__(self, protocol: ResponseHandler, seconds: float) -> None:
-        self._protocol: ResponseHandler | None = protocol
-        self.content: StreamReader | None = None
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._over)
-
-    def lift(self) -> None:
-        """The call has ended, or nobody reads any more."""
-        self._protocol = None
-        self._timer.cancel()
-
-    def _over(self) -> None:
-        if self._protocol is not None:
-            fault = aiohttp.SocketTimeoutError("the answer took too long in all")
-            self._protocol.set_exception(fault)
-            if self.content is not None:
-                self.content.set_exception(fault)
 
 
 class _Destination:
@@ -140,12 +120,12 @@ class HttpUpstream:
         self._longest = connect + first_byte
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect)
         self._resolver = CheckingResolver(allowed)
-        self._connector: aiohttp.TCPConnector | None = None
+        self._connector: ProviderConnector | None = None
         self._destinations: dict[URL, _Destination] = {}
 
     async def start(self) -> None:
         """Opens the pool; needs the running loop."""
-        self._connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=10, keepalive_timeout=KEEPALIVE, resolver=self._resolver)
+        self._connector = ProviderConnector(limit=0, ttl_dns_cache=10, keepalive_timeout=KEEPALIVE, resolver=self._resolver)
 
     async def close(self) -> None:
         """Closes all connections."""
@@ -165,9 +145,8 @@ class HttpUpstream:
                 return await self._send(url, headers, sending)
         except _NETWORK as error:
             late = isinstance(error, TimeoutError)
-            if sending.sent:
-                raise NoStatus(_describe(error), late=late) from error
-            raise NotSent(_describe(error), late=late) from error
+            # `from None`: an exception that keeps another one keeps its frames, and with them the body, alive.
+            raise (NoStatus if sending.sent else NotSent)(_describe(error), late=late) from None
 
     async def _send(self, url: URL, headers: Mapping[str, str], sending: Sending) -> Reply:
         assert self._connector is not None
@@ -180,13 +159,14 @@ class HttpUpstream:
         head = f"{destination.head}{lines}Content-Length: {len(sending.body)}\r\n\r\n".encode()
         connection = await self._connector.connect(destination.address, [], self._timeout)
         protocol = connection.protocol
-        assert protocol is not None
-        limit = _Limit(protocol, self._total)
+        assert isinstance(protocol, ProviderProtocol)
+        call: Call | None = None
         try:
-            protocol.set_response_params(
+            call = protocol.begin(
+                idle=self._idle,
+                total=self._total,
                 read_until_eof=True,
                 auto_decompress=False,
-                read_timeout=self._first_byte,
                 read_bufsize=READ_AHEAD,
                 max_line_size=MAX_HEADER,
                 max_field_size=MAX_HEADER,
@@ -195,49 +175,49 @@ class HttpUpstream:
             if len(sending.body) <= _PIECE:
                 _transport(protocol).write(head + sending.body)
                 sending.sent = True
-                protocol.start_timeout()
-                return await self._answer(connection, protocol, limit, None)
+                call.sent(self._first_byte)
+                return await self._answer(connection, protocol, call, None)
             # Beside the answer, as a provider may refuse a large body before it has all of it.
-            writing = asyncio.create_task(_write(protocol, head, sending))
+            writing = asyncio.create_task(self._write(protocol, call, head, sending))
             try:
-                return await self._answer(connection, protocol, limit, writing)
+                return await self._answer(connection, protocol, call, writing)
             finally:
                 writing.cancel()
         except BaseException:
-            limit.lift()
+            if call is not None:
+                call.end()
             connection.close()
             raise
 
     async def _answer(
-        self, connection: Connection, protocol: ResponseHandler, limit: _Limit, writing: asyncio.Task[None] | None
+        self, connection: Connection, protocol: ProviderProtocol, call: Call, writing: asyncio.Task[None] | None
     ) -> Reply:
         status = 100
         while status < 200:
             message, content = await protocol.read()
             status = message.code
-            if status == 101:
-                raise aiohttp.ClientError("the provider wants another protocol")
+            if status < 100 or status == 101:
+                raise aiohttp.ClientError(f"the provider answered with the status {status}, which ends no call")
         if writing is not None and not writing.done():
             protocol.force_close()  # the rest of the body will not come, so nothing else can be sent there
-        protocol.read_timeout = self._idle
-        return _HttpReply(status, message.headers, content, connection, limit)
+        # HTTP ends at 599, and so do the ledger's rows: what lies above is an answer that nobody can read.
+        return _HttpReply(status if status <= 599 else 502, message.headers, content, connection, call)
+
+    async def _write(self, protocol: ProviderProtocol, call: Call, head: bytes, sending: Sending) -> None:
+        """Writes a large body at the pace at which the provider takes it. The answer tells what goes wrong."""
+        try:
+            _transport(protocol).write(head)
+            view = memoryview(sending.body)
+            for start in range(0, len(view), _PIECE):
+                _transport(protocol).write(view[start : start + _PIECE])
+                await protocol._drain_helper()
+        except _NETWORK:
+            return
+        sending.sent = True
+        call.sent(self._first_byte)
 
 
-async def _write(protocol: ResponseHandler, head: bytes, sending: Sending) -> None:
-    """Writes a large body at the pace at which the provider takes it. What goes wrong is told to who waits for the answer."""
-    try:
-        _transport(protocol).write(head)
-        view = memoryview(sending.body)
-        for start in range(0, len(view), _PIECE):
-            _transport(protocol).write(view[start : start + _PIECE])
-            await protocol._drain_helper()
-    except _NETWORK:
-        return
-    sending.sent = True
-    protocol.start_timeout()
-
-
-def _transport(protocol: ResponseHandler) -> asyncio.Transport:
+def _transport(protocol: ProviderProtocol) -> asyncio.Transport:
     transport = protocol.transport
     if transport is None or transport.is_closing():
         raise ConnectionResetError("the connection is closed")
