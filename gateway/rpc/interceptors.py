@@ -14,6 +14,7 @@ import grpc
 from gateway.errors import GatewayError, Internal, Overloaded
 from gateway.ids import is_canonical_uuid, uuid7
 from gateway.process import logs
+from gateway.process.log_floods import LogFloods
 from gateway.rpc.access import Guard, Rule
 from gateway.rpc.identity import caller_of
 from gateway.rpc.status import to_status
@@ -66,31 +67,34 @@ def wrap(
     method: str, handler: Any, rule: Rule, guard: Guard, streams: Streams, observe: Observe = nobody
 ) -> grpc.RpcMethodHandler[Any, Any]:
     """The handler of a method with everything around it. Keeps how it reads and writes messages, and whether it streams."""
+    floods = LogFloods(lambda **facts: _log.warning("rpcs_summarized", method=method, **facts))
     if handler.request_streaming and handler.response_streaming:
         held = _held(handler.stream_stream, streams)
         return grpc.stream_stream_rpc_method_handler(
-            _streaming(method, held, rule, guard, observe), handler.request_deserializer, handler.response_serializer
+            _streaming(method, held, rule, guard, observe, floods), handler.request_deserializer, handler.response_serializer
         )
     if handler.request_streaming:
         return grpc.stream_unary_rpc_method_handler(
-            _single(method, handler.stream_unary, rule, guard, observe),
+            _single(method, handler.stream_unary, rule, guard, observe, floods),
             handler.request_deserializer,
             handler.response_serializer,
         )
     if handler.response_streaming:
         behavior = handler.unary_stream
         if getattr(behavior, "experimental_non_blocking", False):
-            wrapped: Any = _without_thread(method, behavior, rule, guard, streams, observe)
+            wrapped: Any = _without_thread(method, behavior, rule, guard, streams, observe, floods)
         else:
             behavior = _cut_on_stop(behavior, streams) if rule.cut_on_stop else behavior
-            wrapped = _streaming(method, behavior, rule, guard, observe)
+            wrapped = _streaming(method, behavior, rule, guard, observe, floods)
         return grpc.unary_stream_rpc_method_handler(wrapped, handler.request_deserializer, handler.response_serializer)
     return grpc.unary_unary_rpc_method_handler(
-        _single(method, handler.unary_unary, rule, guard, observe), handler.request_deserializer, handler.response_serializer
+        _single(method, handler.unary_unary, rule, guard, observe, floods),
+        handler.request_deserializer,
+        handler.response_serializer,
     )
 
 
-def _single(method: str, behavior: Behavior, rule: Rule, guard: Guard, observe: Observe) -> Behavior:
+def _single(method: str, behavior: Behavior, rule: Rule, guard: Guard, observe: Observe, floods: LogFloods) -> Behavior:
     def call(request: Any, context: grpc.ServicerContext) -> Any:
         started = time.perf_counter()
         _bind_request_id(context)
@@ -98,7 +102,7 @@ def _single(method: str, behavior: Behavior, rule: Rule, guard: Guard, observe: 
             guard.enter(method, rule, context)
             response = behavior(request, context)
         except Exception as error:  # the border: whatever it is becomes a status
-            _fail(method, context, error, started, observe)
+            _fail(method, context, error, started, observe, floods)
         observe(method, "OK", time.perf_counter() - started)
         if logs.debugging():
             _log.debug("rpc", method=method, code="OK", duration_ms=_milliseconds(started))
@@ -107,7 +111,7 @@ def _single(method: str, behavior: Behavior, rule: Rule, guard: Guard, observe: 
     return call
 
 
-def _streaming(method: str, behavior: Behavior, rule: Rule, guard: Guard, observe: Observe) -> Behavior:
+def _streaming(method: str, behavior: Behavior, rule: Rule, guard: Guard, observe: Observe, floods: LogFloods) -> Behavior:
     def call(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         started = time.perf_counter()
         _bind_request_id(context)
@@ -115,7 +119,7 @@ def _streaming(method: str, behavior: Behavior, rule: Rule, guard: Guard, observ
             guard.enter(method, rule, context)
             yield from behavior(request, context)
         except Exception as error:  # the border: whatever it is becomes a status
-            _fail(method, context, error, started, observe)
+            _fail(method, context, error, started, observe, floods)
         observe(method, "OK", time.perf_counter() - started)
         if logs.debugging():
             _log.debug("rpc", method=method, code="OK", duration_ms=_milliseconds(started))
@@ -123,7 +127,9 @@ def _streaming(method: str, behavior: Behavior, rule: Rule, guard: Guard, observ
     return call
 
 
-def _without_thread(method: str, behavior: Any, rule: Rule, guard: Guard, streams: Streams, observe: Observe) -> Any:
+def _without_thread(
+    method: str, behavior: Any, rule: Rule, guard: Guard, streams: Streams, observe: Observe, floods: LogFloods
+) -> Any:
     """For a stream whose servicer pushes its messages, such as health's Watch: it keeps no thread while it waits."""
 
     def call(request: Any, context: grpc.ServicerContext, send: Callable[[Any], None]) -> None:
@@ -133,7 +139,7 @@ def _without_thread(method: str, behavior: Any, rule: Rule, guard: Guard, stream
             streams.add(context)
             behavior(request, context, send)
         except Exception as error:  # the border: whatever it is becomes a status
-            _fail(method, context, error, started, observe)
+            _fail(method, context, error, started, observe, floods)
 
     call.experimental_non_blocking = True  # type: ignore[attr-defined] # how grpc marks such a function
     return call
@@ -175,7 +181,9 @@ def _request_id(context: grpc.ServicerContext) -> str:
     return uuid7()
 
 
-def _fail(method: str, context: grpc.ServicerContext, error: Exception, started: float, observe: Observe) -> None:
+def _fail(
+    method: str, context: grpc.ServicerContext, error: Exception, started: float, observe: Observe, floods: LogFloods
+) -> None:
     """Ends a call with the status of an error. Always raises."""
     ended: grpc.StatusCode | None = context.code()  # type: ignore[attr-defined] # the stubs leave it out
     if isinstance(error, grpc.RpcError) or ended not in {None, _OK}:
@@ -185,15 +193,16 @@ def _fail(method: str, context: grpc.ServicerContext, error: Exception, started:
     duration = _milliseconds(started)
     if isinstance(error, GatewayError) and error.reason != Internal.reason:
         told = error
-        _log.warning(
-            "rpc",
-            method=method,
-            code=to_status(told)[0].name,
-            reason=told.reason,
-            caller=caller,
-            duration_ms=duration,
-            message=told.message,
-        )
+        if floods.admits(told.reason, told.reason):
+            _log.warning(
+                "rpc",
+                method=method,
+                code=to_status(told)[0].name,
+                reason=told.reason,
+                caller=caller,
+                duration_ms=duration,
+                message=told.message,
+            )
     else:
         request_id = _request_id(context)
         told = Internal("internal error", metadata={"request_id": request_id})

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from gateway.admission import Admission, Admitted, BatchOutcome, Settled
 from gateway.errors import GatewayError, Internal, Refusal
 from gateway.process import logs
+from gateway.process.log_floods import LogFloods
 from gateway.storage.ledger import COMMIT_TIMEOUT, Ledger
 from gateway.usage import Report
 from services.auth.denials import DenialLog
@@ -20,13 +21,15 @@ _log = logs.get_logger(__name__)
 class Decisions:
     """Commits, and tells of it. An RPC may carry many calls, so each line of the log names its call by `request_id`.
 
-    Refusals and faults are logged at `info` and above; what went well only at `debug`, as the proxy logs each call.
+    Refusals and faults are logged at `info` and above; what went well only at `debug`, as the proxy logs each call. Of many
+    refusals of one token, or of tokens that do not exist, the first ones have a line and the others are summarized.
     """
 
     def __init__(self, *, ledger: Ledger, denials: DenialLog, metrics: AuthMetrics) -> None:
         self._ledger = ledger
         self._denials = denials
         self._metrics = metrics
+        self._floods = LogFloods(lambda **facts: _log.info("denials_summarized", **facts))
 
     def commit(
         self, reports: Sequence[Report], admissions: Sequence[Admission], *, timeout: float = COMMIT_TIMEOUT
@@ -73,10 +76,13 @@ class Decisions:
             counts["denied" if denied else "failed", reason] += 1
             told_id = admission.request_id or admission.look_id
             if denied and (told_id or debugging):
+                token_id = answer.metadata.get("token_id", "")
+                if not debugging and not self._floods.admits(token_id, reason):
+                    continue
                 _log.info(
                     "denied",
                     request_id=told_id,
-                    token_id=answer.metadata.get("token_id", ""),
+                    token_id=token_id,
                     model=admission.call.request_model,
                     reason=reason,
                 )

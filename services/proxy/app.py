@@ -27,7 +27,8 @@ from services.proxy.models_route import ModelsRoute
 from services.proxy.providers.base import ProviderRefused
 from services.proxy.providers.registry import Registry
 from services.proxy.relay import Relay
-from services.proxy.server import answer_early, check_framing, ends_with, is_plainly_framed
+from services.proxy.request_log import RequestLog
+from services.proxy.server import EdgeServer, answer_early, check_framing, ends_with, is_plainly_framed
 from services.proxy.token_routes import TokenRoutes
 from services.proxy.upstream import Upstream
 
@@ -75,6 +76,7 @@ class App:
         self._last_ended = float("-inf")
         self._nothing_open = asyncio.Event()
         self._nothing_open.set()
+        self._requests = RequestLog()
         self._proxies = proxies
         self._cors = cross_origin
         common = {
@@ -106,6 +108,13 @@ class App:
     def close(self) -> None:
         """Notes that the proxy is about to stop."""
         self.closing = True
+        self._requests.flush()
+
+    def watch(self, server: EdgeServer) -> None:
+        """Adds the connections of applications to the metrics."""
+        self._metrics.watch_connections(
+            taken=lambda: server.open_connections, unread=lambda: server.unread.total, ended=lambda: server.ended
+        )
 
     @property
     def open_requests(self) -> int:
@@ -161,7 +170,7 @@ class App:
             if not self._open:
                 self._nothing_open.set()
             self._metrics.request(exchange, request.raw_path.partition("?")[0], status, reason, now - exchange.arrived)
-            _log.info("request", **exchange.log_fields(status, reason, now))
+            self._requests.write(exchange, status, reason, now)
 
     async def _answer(self, exchange: Exchange, table: routes.Table) -> tuple[web.StreamResponse, str]:
         """The answer, and the reason where it is a refusal."""

@@ -100,10 +100,6 @@ class Places:
         self._names: dict[_Origin, str] = {}
         self.taken = 0
         """How many are taken."""
-        self.gave_way = 0
-        """How many connections have been closed for another one."""
-        self.refused = 0
-        """How many connections have found no place."""
 
     def enter(self, address: str) -> Place | None:
         """A place for a connection from this address; None: there is none."""
@@ -112,10 +108,8 @@ class Places:
         if origin is None:
             origin = _Origin(limited=not self._is_exempt(address))
         elif origin.limited and origin.count >= self.most_of_one and not self._clear(origin):
-            self.refused += 1
             return None
         if self.taken >= self.most and not self._clear(self._largest()):
-            self.refused += 1
             return None
         self._origins[name] = origin
         self._names[origin] = name
@@ -139,7 +133,6 @@ class Places:
         """Whether a waiting connection of this origin could be closed."""
         if origin is None or not origin.waiting:
             return False
-        self.gave_way += 1
         next(iter(origin.waiting)).give_way()
         return True
 
@@ -155,8 +148,6 @@ class Unread:
         self._held: dict[Holder, int] = {}
         self.total = 0
         """Bytes that are held."""
-        self.gave_back = 0
-        """How often a connection had to let go."""
 
     def hold(self, holder: Holder, amount: int) -> None:
         """Notes that a connection holds so many bytes now."""
@@ -165,7 +156,6 @@ class Unread:
             self._held[holder] = amount
         while self.total > self._size:
             most = max(self._held, key=self._held.__getitem__)
-            self.gave_back += 1
             self.drop(most)
             most.give_back()
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from services.proxy import routes
 from services.proxy.exchange import Exchange
+from services.proxy.protocol import ENDS
 
 _SECONDS: Final = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0)
 _BATCH: Final = (1, 2, 4, 8, 16, 32, 64)
@@ -81,6 +84,21 @@ class EdgeMetrics:
         ):
             Gauge(name, text, registry=self._registry).set_function(value)
 
+    def watch_connections(
+        self, *, taken: Callable[[], float], unread: Callable[[], float], ended: Callable[[], Mapping[str, int]]
+    ) -> None:
+        """Adds what is asked of the connections of applications when the metrics are read.
+
+        taken: open connections. unread: bytes of unfinished heads and of requests behind an open one. ended: how many
+        connections were ended before their time, by reason.
+        """
+        for name, text, value in (
+            ("gateway_proxy_connections", "Connections of applications that are open now.", taken),
+            ("gateway_proxy_unread_bytes", "Bytes of unfinished heads, and of requests that wait behind another.", unread),
+        ):
+            Gauge(name, text, registry=self._registry).set_function(value)
+        self._registry.register(_Ends(ended))
+
     def request(self, exchange: Exchange, path: str, status: int, reason: str, seconds: float) -> None:
         """Counts a request that has ended. path: as it came. reason: of a refusal; empty: there was none."""
         endpoint = routes.endpoint(path)
@@ -102,6 +120,22 @@ class EdgeMetrics:
             self._seconds.labels(endpoint),
         )
         return series
+
+
+class _Ends(Collector):
+    """Connections that were ended before their time."""
+
+    def __init__(self, ended: Callable[[], Mapping[str, int]]) -> None:
+        self._ended = ended
+
+    def collect(self) -> Iterable[Metric]:
+        """The numbers of this moment."""
+        text = "Connections of applications that were ended before their time, by reason."
+        family = CounterMetricFamily("gateway_proxy_connections_ended", text, labels=["reason"])
+        ended = self._ended()
+        for reason in ENDS:
+            family.add_metric([reason], ended.get(reason, 0))
+        yield family
 
 
 class BatchMetrics:

@@ -37,6 +37,7 @@ class Ports:
         proxies = TrustedProxies(settings.trusted_proxies)
         self.edge = EdgeServer(app.handle, places=Places(most, of_one, is_exempt=proxies.trusts))
         """The connections of applications."""
+        app.watch(self.edge)
         runner = web.ServerRunner(self.edge, shutdown_timeout=grace)
         self._listeners = [(runner, self.edge, settings.http_host, settings.http_port)]
         if settings.admin_http not in {None, "off"}:

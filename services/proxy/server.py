@@ -1,51 +1,30 @@
-"""The HTTP server beneath the edge: aiohttp's protocol with our limits, and with nothing of a request in its error pages.
-
-aiohttp's private parts that are used here: `_close`, `_force_close`, `_messages`, `_request_in_progress`, `_handle_request`,
-`_buffer_paused`, `_pause_reading_for_buffer`, `_resume_reading_for_buffer` and `_resume_reading_if_drained` of `RequestHandler`.
-"""
+"""The HTTP server beneath the edge, and what the framing of a request says. One connection is in `protocol.py`."""
 
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
 
 from aiohttp import HttpVersion10, HttpVersion11, web
-from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http import RawRequestMessage
-from aiohttp.http_exceptions import LineTooLong
-from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
-from gateway.errors import GatewayError, InvalidRequest, Overloaded, RequestTimeout
-from gateway.ids import uuid7
+from gateway.errors import InvalidRequest
+from gateway.process.log_floods import EVERY
 from gateway.process.logs import get_logger
-from services.proxy import errors
 from services.proxy.connections import Place, Places, Turns, Unread
-from services.proxy.writes import WriteWatch
+from services.proxy.protocol import (
+    KEEPALIVE,
+    MAX_FIELD,
+    MAX_FIELDS,
+    MAX_TARGET,
+    READ_AHEAD,
+    EdgeProtocol,
+    Shared,
+)
 
-HEADER_TIME = 10.0
-"""Seconds from the first byte of a request to the last of its head."""
-KEEPALIVE = 75.0
-"""Seconds that an idle connection is kept."""
-MAX_TARGET = 8192
-"""Bytes of a request line."""
-MAX_FIELD = 8190
-"""Bytes of a header."""
-MAX_FIELDS = 128
-MAX_HEAD = 64 * 1024
-"""Bytes of a whole head."""
-MAX_PIECES = 256
-"""Packets that a head may come in: each costs the same, however little is in it."""
 UNREAD = 16 * 1024 * 1024
 """Bytes that unfinished heads, and requests behind an open one, may be over all connections."""
-READ_AHEAD = 64 * 1024
-WRITE_AHEAD = 64 * 1024
-"""Bytes of answers that wait in memory before the next one has to wait itself."""
-MAX_PIPELINED = 100
-"""Requests that a connection may send before the answer to the one before them; with the last of them it ends."""
 TURN = 0.001
 """Seconds between two pipelined requests, over all connections."""
 LINGER = 1.0
@@ -53,9 +32,8 @@ LINGER = 1.0
 LINGER_BYTES = 64 * 1024
 """Bytes of an unread body that are taken in, so that the connection can go on."""
 
+
 _VERSIONS = (HttpVersion11, HttpVersion10)
-_BLANK_LINE = b"\r\n\r\n"
-_STATUS_LINES = {408: "408 Request Timeout", 431: "431 Request Header Fields Too Large", 503: "503 Service Unavailable"}
 
 _log = get_logger(__name__)
 
@@ -73,14 +51,17 @@ class EdgeServer(web.Server):
         super().__init__(handler, handler_cancellation=True)
         self.places = places
         self.unread = Unread(unread)
-        self.turns = Turns(TURN)
         self.handshakes: set[asyncio.Task[None]] = set()
         """Connections that are no requests' yet: `TlsSite` fills it."""
         self.ended: Counter[str] = Counter()
         """How many connections were ended before their time, by reason."""
+        self._report: asyncio.TimerHandle | None = None
+        self._shared = Shared(places, self.unread, Turns(TURN), self._note_end)
 
     async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - aiohttp's own parameter
         """Ends all connections; those with a request have so many seconds."""
+        if self._report is not None:
+            self._report.cancel()
         for handshake in tuple(self.handshakes):
             handshake.cancel()
         await asyncio.gather(*self.handshakes, return_exceptions=True)
@@ -90,6 +71,7 @@ class EdgeServer(web.Server):
         """A protocol for a new connection. place: what it has already; None: it takes one."""
         return EdgeProtocol(
             self,
+            self._shared,
             place,
             loop=asyncio.get_running_loop(),
             keepalive_timeout=KEEPALIVE,
@@ -102,326 +84,21 @@ class EdgeServer(web.Server):
             auto_decompress=False,
         )
 
+    def _note_end(self, reason: str) -> None:
+        self.ended[reason] += 1
+        if self._report is None:
+            before = self.ended.copy()
+            before[reason] -= 1
+            self._report = asyncio.get_running_loop().call_later(EVERY, self._tell_ends, before)
+
+    def _tell_ends(self, before: Counter[str]) -> None:
+        self._report = None
+        _log.info("connections_ended", **(self.ended - before))
+
     @property
     def open_connections(self) -> int:
         """How many connections there are, those included whose handshake goes on."""
         return self.places.taken
-
-
-class EdgeProtocol(RequestHandler):
-    """One connection.
-
-    The parser gets one request at a time, cut where its head ends: so the size and the age of a head that has begun are known,
-    and what a caller sends before the answer waits here as plain bytes.
-    """
-
-    __slots__ = (
-        "_ahead",
-        "_chunks",
-        "_head",
-        "_head_timer",
-        "_left",
-        "_open",
-        "_pieces",
-        "_pipelined",
-        "_place",
-        "_seam",
-        "_server",
-        "_watch",
-        "_writer",
-        "_written",
-    )
-
-    def __init__(self, server: EdgeServer, place: Place | None, **options: Any) -> None:
-        super().__init__(server, **options)
-        self._server = server
-        self._place = place
-        self._head_timer: asyncio.TimerHandle | None = None
-        self._head = self._pieces = 0  # bytes of a head that has begun and not ended, and the packets that they came in
-        self._seam = b""  # the last bytes that came, as the end of a head may be cut
-        self._open = False  # whether there is a request that is not answered
-        self._left = 0  # bytes of its body that are still to come
-        self._chunks: StreamReader | None = None  # its body, where it comes in chunks and has not ended
-        self._ahead = bytearray()  # what came behind it
-        self._pipelined = 0
-        self._watch: WriteWatch | None = None
-        self._writer: AbstractStreamWriter | None = None
-        self._written = 0  # bytes of the answers before this writer's
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Takes a connection, or closes it when there is no place for it."""
-        transport = cast("asyncio.Transport", transport)
-        if self._place is None:
-            self._place = self._server.places.enter(peer_of(transport))
-            if self._place is None:
-                self._force_close = True
-                transport.close()
-                return
-        super().connection_made(transport)
-        limit_buffers(transport)
-        self._place.waits(self)
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """Lets go of a connection."""
-        self._stop_timer()
-        self._server.unread.drop(self)
-        if self._watch is not None:
-            self._watch.stop()
-        if self._place is not None:
-            self._place.leave()
-        super().connection_lost(exc)
-
-    # -- what comes in -------------------------------------------------------------------------------------------------------
-
-    def data_received(self, data: bytes) -> None:
-        """Takes bytes, request by request."""
-        if not data:  # the parser goes on with what it kept while the reader of the body was behind
-            queued = len(self._messages)
-            super().data_received(data)
-            self._look_for_the_last_chunk(queued)
-            return
-        while data and not self._close and not self._force_close:
-            if self._left:
-                part = data[: self._left]
-                self._left -= len(part)
-                super().data_received(part)
-                data = data[len(part) :]
-            elif self._chunks is not None:
-                queued = len(self._messages)
-                super().data_received(data)
-                self._seam = (self._seam + data[-4:])[-4:]
-                self._look_for_the_last_chunk(queued)
-                return
-            elif self._open or self._ahead:
-                self._keep(data)
-                return
-            else:
-                data = self._take_head(data)
-
-    def _take_head(self, data: bytes) -> bytes:
-        """Takes bytes of a head; gives what comes behind it."""
-        if not self._head:
-            data = data.lstrip(b"\r\n") if data[0] in b"\r\n" else data  # blank lines before a request mean nothing
-            if not data:
-                return data
-        end = self._end_of_head(data)
-        part = data[: min(len(data) if end < 0 else end, MAX_HEAD - self._head)]
-        queued = len(self._messages)
-        super().data_received(part)
-        if len(self._messages) > queued:
-            self._begin(*self._messages[-1])
-            return data[len(part) :]
-        self._head += len(part)
-        self._pieces += 1
-        self._seam = (self._seam + part[-3:])[-3:]
-        if self._head >= MAX_HEAD:
-            self._refuse(431, InvalidRequest(f"The head of the request is larger than {MAX_HEAD} bytes."), "head_too_large")
-        elif self._pieces > MAX_PIECES:
-            self._refuse(
-                431, InvalidRequest(f"The head of the request came in more than {MAX_PIECES} pieces."), "head_in_pieces"
-            )
-        else:
-            if self._head_timer is None:
-                self._head_timer = asyncio.get_running_loop().call_later(HEADER_TIME, self._head_is_late)
-            self._server.unread.hold(self, self._head)
-        return b""
-
-    def _end_of_head(self, data: bytes) -> int:
-        """Where a head ends in these bytes; -1: not yet."""
-        if self._seam:
-            at = (self._seam + data[:3]).find(_BLANK_LINE)
-            if at >= 0:
-                return at + len(_BLANK_LINE) - len(self._seam)
-        at = data.find(_BLANK_LINE)
-        return at + len(_BLANK_LINE) if at >= 0 else -1
-
-    def _begin(self, message: Any, payload: StreamReader) -> None:
-        """Notes a request whose head is whole, or what could not be read as one."""
-        self._stop_timer()
-        if self._head:
-            self._head = self._pieces = 0
-            self._server.unread.drop(self)
-        self._seam = b""
-        self._open = True
-        if self._place is not None:
-            self._place.works()
-        if payload.is_eof() and isinstance(message, RawRequestMessage):
-            return
-        length = message.headers.get("Content-Length", "") if isinstance(message, RawRequestMessage) else ""
-        if length:
-            self._left = int(length)
-        elif isinstance(message, RawRequestMessage) and message.chunked:
-            self._chunks = payload
-        else:
-            self.close()  # no HTTP, or CONNECT: where another request would begin is not known
-
-    def _look_for_the_last_chunk(self, queued: int) -> None:
-        """Notes the end of a body in chunks. queued: how many requests the parser had read before."""
-        chunks = self._chunks
-        if chunks is None:
-            return
-        behind = len(self._messages) > queued
-        while len(self._messages) > queued:
-            self._messages.pop()
-        if not chunks.is_eof():
-            if behind:
-                chunks.set_exception(web.RequestPayloadError("The chunks cannot be read."))
-                self.close()
-            return
-        self._chunks = None
-        if behind or self._seam != _BLANK_LINE:
-            # The same packet has bytes behind the body. How many of them the parser has read is not known, so the connection
-            # ends with this answer, and the answer says so.
-            self.close()
-        self._seam = b""
-
-    def _keep(self, data: bytes) -> None:
-        """Keeps what comes behind an open request."""
-        self._ahead += data
-        if len(self._ahead) > READ_AHEAD and not self._buffer_paused:
-            self._pause_reading_for_buffer()
-        self._server.unread.hold(self, len(self._ahead))
-
-    def _resume_reading_if_drained(self) -> None:
-        """Does nothing: aiohttp would read on when it has begun a request, however much waits behind it."""
-
-    def take_turn(self) -> None:
-        """Goes on with a request that came before the answer to the one before it."""
-        data = bytes(self._ahead)
-        self._ahead.clear()
-        self._server.unread.drop(self)
-        if self.transport is None:
-            return
-        self._pipelined += 1
-        self.data_received(data)
-        if self._open and self._pipelined >= MAX_PIPELINED:
-            self._count("pipelined")
-            self.close()
-        elif self._buffer_paused and len(self._ahead) <= READ_AHEAD:
-            self._resume_reading_for_buffer()
-
-    async def _handle_request(self, request: web.BaseRequest, *options: Any) -> tuple[web.StreamResponse, bool]:
-        """Answers a request, and then looks at what has come behind it."""
-        self._writer = request.writer
-        try:
-            answered = await super()._handle_request(request, *options)
-        finally:
-            self._writer = None
-            self._written += request.writer.output_size
-        if self._left or self._chunks is not None or self._close or not answered[0].keep_alive:
-            if self.transport is not None:
-                self._watch_writes().close()
-            return answered
-        self._open = False
-        if self._ahead:
-            self._server.turns.ask(self)
-        else:
-            self._pipelined = 0
-            if self._place is not None:
-                self._place.waits(self)
-        return answered
-
-    # -- how a connection ends -------------------------------------------------------------------------------------------------
-
-    @property
-    def is_last(self) -> bool:
-        """Whether the connection ends with the answer to the open request."""
-        return bool(self._close)
-
-    def force_close(self) -> None:
-        """Closes the connection; a caller who does not take the rest of an answer has the time of the write rule."""
-        if self.transport is not None:
-            self._watch_writes().close()
-        super().force_close()
-
-    def give_way(self) -> None:
-        """Closes an idle connection for another one."""
-        if self._place is not None:
-            self._place.leave()
-        self._count("gave_way")
-        self.force_close()
-
-    def give_back(self) -> None:
-        """Lets go of the bytes of requests that are not open."""
-        if self._open:
-            self._count("unread")
-            self._ahead.clear()
-            self.close()
-        else:
-            fault = Overloaded("Too many requests have begun and not ended. Try again in a moment.", retry_after=1.0)
-            self._refuse(503, fault, "unread")
-
-    def _head_is_late(self) -> None:
-        self._head_timer = None
-        fault = RequestTimeout(f"The head of the request took longer than {HEADER_TIME:.0f} seconds.")
-        self._refuse(408, fault, "head_late")
-
-    def _refuse(self, status: int, fault: GatewayError, reason: str) -> None:
-        """Answers a head that never became a request, and closes the connection."""
-        self._stop_timer()
-        self._count(reason)
-        if self.transport is not None:
-            request_id = uuid7()
-            body = errors.body(fault)
-            head = (
-                f"HTTP/1.1 {_STATUS_LINES[status]}\r\nContent-Type: application/json\r\nConnection: close\r\n"
-                f"Server: {errors.SERVER_NAME}\r\nx-request-id: {request_id}\r\nrequest-id: {request_id}\r\n"
-                f"Content-Length: {len(body)}\r\n\r\n"
-            )
-            self.transport.write(head.encode() + body)
-        self.force_close()
-
-    def _count(self, reason: str) -> None:
-        self._server.ended[reason] += 1
-
-    def _stop_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    # -- what goes out ---------------------------------------------------------------------------------------------------------
-
-    def pause_writing(self) -> None:
-        """Notes that a caller takes answers more slowly than they come."""
-        super().pause_writing()
-        self._watch_writes().pause()
-
-    def resume_writing(self) -> None:
-        """Notes that the caller has taken most of them."""
-        super().resume_writing()
-        self._watch_writes().resume()
-
-    def _watch_writes(self) -> WriteWatch:
-        if self._watch is None:
-            assert self.transport is not None
-            self._watch = WriteWatch(self.transport, self._bytes_written, lambda: self._count("write_late"))
-        return self._watch
-
-    def _bytes_written(self) -> int:
-        return self._written + (self._writer.output_size if self._writer is not None else 0)
-
-    def handle_error(
-        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
-    ) -> web.StreamResponse:
-        """Answers what cannot be read as HTTP, in our own words: aiohttp's would repeat the line at fault."""
-        if request.writer.output_size > 0:
-            raise ConnectionError("an answer has begun already")
-        if status >= 500:
-            _log.error("edge_failed", error=type(exc).__name__, exc_info=exc)
-        fault = exc if status >= 500 and exc is not None else InvalidRequest("This is not a valid HTTP request.")
-        response = errors.answer(fault, request_id=uuid7(), headers={"Connection": "close"})
-        if isinstance(exc, LineTooLong):
-            # The two limits differ by two bytes, so that the limit tells which line it was.
-            response.set_status(414 if MAX_TARGET in exc.args else 431)
-        elif "many" in str(exc):
-            response.set_status(431)
-        response.force_close()
-        return response
-
-    def log_exception(self, *args: Any, **kw: Any) -> None:
-        """Logs a failure without the request that met it."""
-        error = kw.get("exc_info")
-        _log.error("connection_failed", error=type(error).__name__)
 
 
 def is_plainly_framed(request: web.BaseRequest) -> bool:
@@ -467,17 +144,3 @@ def ends_with(request: web.BaseRequest) -> bool:
     """Whether the connection ends with the answer to this request, as what came behind it cannot be read."""
     protocol = request.protocol
     return isinstance(protocol, EdgeProtocol) and protocol.is_last
-
-
-def peer_of(transport: asyncio.BaseTransport) -> str:
-    """The network address at the other end; empty when not known."""
-    peer = transport.get_extra_info("peername")
-    return str(peer[0]) if isinstance(peer, tuple) else ""
-
-
-def limit_buffers(transport: asyncio.Transport) -> None:
-    """Bounds what waits for a caller who does not read: in our memory and in the system's."""
-    transport.set_write_buffer_limits(WRITE_AHEAD)
-    connection = transport.get_extra_info("socket")
-    if connection is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, WRITE_AHEAD)

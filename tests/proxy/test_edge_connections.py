@@ -7,11 +7,14 @@ import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 
-from services.proxy import answers, connections, server, writes
-from services.proxy.connections import Places, Unread, origin_of
+from services.proxy import answers, ports, protocol, request_log, server, writes
+from services.proxy.connections import Places, origin_of
+from services.proxy.server import EdgeServer
+from tests.conftest import LogLines
 from tests.proxy.edge_harness import Edge, body_of, chat, head, running_edge, status_of, until
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -57,7 +60,7 @@ async def test_a_head_above_64_kib_is_refused_whether_it_ends_or_not(ends: bool)
     async with running_edge() as edge:
         opening = b"GET /healthz HTTP/1.1\r\nHost: edge\r\nConnection: close\r\n"
         fitting = opening + fields(8, 8_000) + b"\r\n"
-        assert len(fitting) < server.MAX_HEAD < len(opening + fields(9, 8_000))
+        assert len(fitting) < protocol.MAX_HEAD < len(opening + fields(9, 8_000))
         assert status_of(await edge.raw(fitting)) == 200
         answer = await edge.raw(opening + fields(9, 8_000) + (b"\r\n" if ends else b""))
         assert (status_of(answer), body_of(answer)["error"]["code"]) == (431, "invalid_request")
@@ -65,7 +68,7 @@ async def test_a_head_above_64_kib_is_refused_whether_it_ends_or_not(ends: bool)
 
 
 async def test_unfinished_heads_share_a_limit_and_the_largest_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections.Unread, "__init__", lambda self, _: _small(self))
+    monkeypatch.setattr(ports, "EdgeServer", partial(EdgeServer, unread=100_000))
     async with running_edge() as edge, connected(edge) as (large, sender):
         sender.write(b"GET / HTTP/1.1\r\n" + fields(6, 8_000))
         await until(lambda: edge.server.unread.total > 48_000)
@@ -77,10 +80,6 @@ async def test_unfinished_heads_share_a_limit_and_the_largest_gives_way(monkeypa
             await until(lambda: 64_000 < edge.server.unread.total < 66_000)
             assert status_of(await edge.raw(HEALTH)) == 200
         await until(lambda: edge.server.unread.total == 0)
-
-
-def _small(unread: Unread) -> None:
-    unread._size, unread._held, unread.total, unread.gave_back = 100_000, {}, 0, 0
 
 
 async def test_a_head_in_more_than_256_pieces_is_refused() -> None:
@@ -96,7 +95,7 @@ async def test_a_head_in_more_than_256_pieces_is_refused() -> None:
 
 @pytest.mark.parametrize("behind", [HEALTH, HEALTH + HEALTH])
 async def test_a_half_head_behind_whole_requests_has_the_time_of_a_head(monkeypatch: pytest.MonkeyPatch, behind: bytes) -> None:
-    monkeypatch.setattr(server, "HEADER_TIME", 0.3)
+    monkeypatch.setattr(protocol, "HEADER_TIME", 0.3)
     async with running_edge() as edge, connected(edge) as (reader, writer):
         writer.write(behind + HALF)
         answer = await rest(reader)
@@ -105,7 +104,7 @@ async def test_a_half_head_behind_whole_requests_has_the_time_of_a_head(monkeypa
 
 
 async def test_whole_requests_without_a_half_one_behind_them_leave_the_connection_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "HEADER_TIME", 0.1)
+    monkeypatch.setattr(protocol, "HEADER_TIME", 0.1)
     async with running_edge() as edge, connected(edge) as (reader, writer):
         writer.write(HEALTH + HEALTH + b"\r\n")
         for _ in range(2):
@@ -154,7 +153,7 @@ async def test_what_one_packet_brings_behind_a_body_in_chunks_ends_the_connectio
 @pytest.mark.parametrize("target", ["/openapi.json", "/nothing"])
 async def test_a_caller_who_never_reads_loses_the_connection(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
     monkeypatch.setattr(writes, "WINDOW", 0.3)
-    monkeypatch.setattr(server, "MAX_PIPELINED", 10_000)
+    monkeypatch.setattr(protocol, "MAX_PIPELINED", 10_000)
     async with running_edge() as edge:
         with slow(edge) as caller:
             caller.setblocking(False)
@@ -169,7 +168,7 @@ async def test_a_caller_who_never_reads_loses_the_connection(monkeypatch: pytest
 
 async def test_a_connection_that_ends_does_not_wait_for_a_caller_who_never_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writes, "WINDOW", 0.3)
-    monkeypatch.setattr(server, "WRITE_AHEAD", 20_000_000)  # the answer counts as sent, and the connection as closing
+    monkeypatch.setattr(protocol, "WRITE_AHEAD", 20_000_000)  # the answer counts as sent, and the connection as closing
     async with running_edge() as edge:
         body = json.dumps(chat(prompt="tokens:1500000")).encode()
         with slow(edge) as caller:
@@ -223,7 +222,7 @@ async def test_a_pipeline_is_answered_in_order_and_ends_with_notice_at_its_limit
     async with running_edge() as edge:
         targets = [f"/nothing/{number}" for number in range(150)]
         answer = await edge.raw(b"".join(head("GET", target) for target in targets))
-        assert answer.count(b"HTTP/1.1 404") == server.MAX_PIPELINED + 1
+        assert answer.count(b"HTTP/1.1 404") == protocol.MAX_PIPELINED + 1
         assert answer.count(b"\r\nConnection: close\r\n") == 1
         assert answer.rfind(b"\r\nConnection: close\r\n") > answer.rfind(b"HTTP/1.1 404")
 
@@ -305,3 +304,40 @@ def test_an_ipv6_address_counts_with_its_network_and_a_mapped_one_as_what_it_is(
     first.leave()
     first.leave()
     assert (places.taken, places.enter("2001:db8::2") is None) == (0, False)
+
+
+# -- the log ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_flood_of_refused_requests_writes_few_lines_and_admitted_calls_keep_theirs(
+    monkeypatch: pytest.MonkeyPatch, log_lines: LogLines
+) -> None:
+    monkeypatch.setattr(request_log, "EVERY", 0.2)
+    async with running_edge() as edge:
+        for number in range(100):
+            async with edge.session.get(f"{edge.url}/nothing/{number}") as response:
+                assert response.status == 404
+        for _ in range(3):
+            async with edge.post(chat()) as response:
+                assert response.status == 200
+        await until(lambda: any(line["event"] == "requests_summarized" for line in log_lines()))
+    lines = log_lines()
+    statuses = [line["status"] for line in lines if line["event"] == "request"]
+    summaries = [line for line in lines if line["event"] == "requests_summarized"]
+    assert statuses.count(200) == 3
+    assert 30 <= statuses.count(404) < 50
+    assert statuses.count(404) + sum(line["count"] for line in summaries) == 100
+    assert all(line["kinds"] == {"ROUTE_NOT_FOUND": line["count"]} and line["sources"] == 1 for line in summaries)
+
+
+async def test_connections_that_were_ended_before_their_time_are_summed_up_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, log_lines: LogLines
+) -> None:
+    monkeypatch.setattr(server, "EVERY", 0.1)
+    async with running_edge() as edge:
+        for _ in range(3):
+            await edge.raw(b"GET / HTTP/1.1\r\n" + fields(9, 8_000))
+        await until(lambda: any(line["event"] == "connections_ended" for line in log_lines()))
+        await asyncio.sleep(0.2)
+    told = [line["head_too_large"] for line in log_lines() if line["event"] == "connections_ended"]
+    assert sum(told) == 3

@@ -145,7 +145,7 @@ async def test_a_head_that_is_too_large_is_refused(edge: Edge, data: bytes, stat
 
 
 async def test_a_head_that_comes_too_slowly_is_cut(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.proxy.server.HEADER_TIME", 0.2)
+    monkeypatch.setattr("services.proxy.protocol.HEADER_TIME", 0.2)
     answer = await edge.raw(b"GET /v1/models HTTP/1.1\r\nHost: edge\r\n")
     assert status_of(answer) == 408
     assert body_of(answer)["error"]["code"] == "request_timeout"
