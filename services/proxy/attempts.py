@@ -110,7 +110,7 @@ class Attempts:
             if 200 <= reply.status < 300:
                 # An answer, though an unreadable one: the provider may charge for it, so it is charged by what is known of it.
                 ticket.answered(reply.status, ticket.new_meter())
-                ticket.complete, ticket.error_code = True, "upstream_error"
+                ticket.error_code = "upstream_error"
                 raise UpstreamError(f"The provider {target.provider.name} answered without content.")
             body = await _beginning(reply)
             failure = target.provider.classify(reply.status, reply.headers, body, key)

@@ -98,10 +98,11 @@ class Meter:
             self._input = self._bound.estimate()
         return self._input
 
-    def reading(self, *, complete: bool) -> Reading:
+    def reading(self) -> Reading:
         """What the call used.
 
-        complete: whether the answer came to its end. A usage that more text followed is completed by an estimate of that.
+        A usage that more text followed is not the provider's last word, whether the answer came to its end or not: an estimate
+        of that text completes it.
         """
         usage = self._usage
         if usage is None:
@@ -111,7 +112,7 @@ class Meter:
             return Reading(pb.OUTCOME_SETTLED_AT_HOLD, pb.USAGE_SOURCE_PROVIDER, {}, usage.text)
         if not usage.whole:
             return self._estimated(usage.items, usage.text)
-        if complete or self._at_usage == self._deltas:
+        if self._at_usage == self._deltas:
             return Reading(pb.OUTCOME_SETTLED, pb.USAGE_SOURCE_PROVIDER, usage.items, usage.text)
         since = self._deltas - self._at_usage
         output = max(usage.items[units.OUTPUT] + since, self.output_estimate())

@@ -86,7 +86,6 @@ class Relay:
             if not ticket.handed_over:
                 reply.close()
         body = b"".join(parts)
-        ticket.complete = True
         ticket.first_byte()
         chunk = read_chunk(body)
         if chunk is None:
@@ -164,7 +163,7 @@ class Relay:
         elif meter.last is None and not meter.finished:
             return _broken(ticket, target.provider, BrokenOff("the stream ended before the answer did"))
         else:
-            ticket.complete, ticket.error_code = True, ""
+            ticket.error_code = ""
         return None
 
     async def _gather(self, reply: Reply, parts: list[bytes]) -> None:
@@ -230,7 +229,6 @@ class Relay:
     async def _drain_plain(self, ticket: Ticket, reply: Reply, parts: list[bytes]) -> None:
         await self._gather(reply, parts)
         chunk = read_chunk(b"".join(parts))
-        ticket.complete = True
         if chunk is not None and ticket.meter is not None:
             ticket.meter.count(chunk)
 
@@ -238,7 +236,6 @@ class Relay:
         while meter.last is None and (data := await reply.read()):
             meter.feed(data)
             ticket.tick()
-        ticket.complete = meter.last is not None or meter.finished
 
 
 def _broken(ticket: Ticket, provider: Provider, failure: BrokenOff) -> GatewayError:

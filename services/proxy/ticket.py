@@ -42,8 +42,6 @@ class Ticket:
     """The status of the latest answer; 0: none."""
     meter: Meter | None = None
     """Counts the answer; None: there is none."""
-    complete: bool = False
-    """Whether the answer came to its end."""
     error_code: str = "interrupted"
     """What went wrong; empty: nothing. A call that nobody brings to an end was interrupted."""
     ttft_ms: int = 0
@@ -130,12 +128,12 @@ class Ticket:
 
     def _reading(self) -> Reading:
         if self.meter is not None:
-            return self.meter.reading(complete=self.complete)
+            return self.meter.reading()
         if self._sending is None or not self._sending.sent:
             return Reading(pb.OUTCOME_RELEASED, pb.USAGE_SOURCE_NONE, _NOTHING)
         if self.left and self.call.stream:
             # Of a stream that its caller left before it began, nobody has seen anything generated: its input is charged.
-            return self.new_meter().reading(complete=False)
+            return self.new_meter().reading()
         return Reading(pb.OUTCOME_SETTLED_AT_HOLD, pb.USAGE_SOURCE_ESTIMATED, _NOTHING)
 
     def new_meter(self) -> Meter:

@@ -47,7 +47,7 @@ def test_the_meter_counts_and_passes_the_same_however_the_bytes_are_cut(cuts: li
     passed = b"".join(measured.feed(WHOLE[a:b]) for a, b in itertools.pairwise(places))
     assert measured.last == DONE
     assert passed == (WHOLE if asked else WHOLE.replace(chunk(None, usage=USAGE), b"")).removesuffix(DONE)
-    reading = measured.reading(complete=True)
+    reading = measured.reading()
     assert reading.items == {"input": 9, "output": 4}
     assert reading.source == pb.USAGE_SOURCE_PROVIDER
     assert measured.response_model == "m-1"
@@ -64,7 +64,7 @@ def test_a_stream_without_usage_is_estimated_by_its_text_and_not_below_its_delta
     measured = meter()
     for _ in range(20):
         measured.feed(chunk({"content": "a"}))
-    reading = measured.reading(complete=True)
+    reading = measured.reading()
     assert reading.source == pb.USAGE_SOURCE_ESTIMATED
     assert reading.items["output"] == 20
     assert reading.items["input"] == bound().estimate()
@@ -73,7 +73,7 @@ def test_a_stream_without_usage_is_estimated_by_its_text_and_not_below_its_delta
 def test_an_estimate_is_never_above_the_limit_of_all_choices() -> None:
     measured = meter(limit=5, choices=2)
     measured.feed(chunk({"content": "word " * 100}))
-    assert measured.reading(complete=True).items["output"] == 10
+    assert measured.reading().items["output"] == 10
 
 
 def test_thinking_calls_of_tools_and_refusals_are_counted() -> None:
@@ -86,16 +86,16 @@ def test_thinking_calls_of_tools_and_refusals_are_counted() -> None:
     ):
         measured = meter()
         measured.feed(chunk(delta))
-        assert 4 <= measured.reading(complete=False).items["output"] <= 12, delta
+        assert 4 <= measured.reading().items["output"] <= 12, delta
 
 
 def test_a_stream_that_breaks_off_after_a_cumulative_usage_counts_what_came_since() -> None:
     measured = meter()
     measured.feed(chunk({"content": "word "}, usage={"prompt_tokens": 9, "completion_tokens": 1}))
-    assert measured.reading(complete=False).source == pb.USAGE_SOURCE_PROVIDER
+    assert measured.reading().source == pb.USAGE_SOURCE_PROVIDER
     for _ in range(3):
         measured.feed(chunk({"content": "word "}))
-    reading = measured.reading(complete=False)
+    reading = measured.reading()
     assert reading.source == pb.USAGE_SOURCE_ESTIMATED
     assert reading.items == {"input": 9, "output": 4}
 
@@ -106,7 +106,7 @@ def test_a_stream_that_breaks_off_after_a_cumulative_usage_counts_what_came_sinc
 def test_events_that_are_no_chunks_pass_and_count_nothing(line: bytes) -> None:
     measured = meter()
     assert measured.feed(line) == line
-    assert measured.reading(complete=False).items["output"] == 0
+    assert measured.reading().items["output"] == 0
 
 
 def test_a_chunk_with_odd_types_is_still_read() -> None:
@@ -129,7 +129,7 @@ def test_an_end_without_a_blank_line_or_without_done_is_taken() -> None:
 def test_a_fragment_of_a_completion_is_estimated_by_its_content() -> None:
     measured = Meter(bound=bound(), limit=None, choices=1)
     measured.count_fragment(b'{"id":"x","choices":[{"message":{"role":"assistant","content":"' + b"word " * 50)
-    assert 45 <= measured.reading(complete=False).items["output"] <= 60
+    assert 45 <= measured.reading().items["output"] <= 60
 
 
 # -- the usage object ---------------------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def test_a_number_that_nobody_can_mean_is_noticed(count: object, name: str) -> N
 def test_numbers_that_nobody_can_mean_are_reported_at_the_hold_as_the_providers() -> None:
     measured = meter()
     measured.feed(chunk({"content": "a"}) + chunk(None, usage={**USAGE, "completion_tokens": -1}))
-    reading = measured.reading(complete=True)
+    reading = measured.reading()
     assert (reading.outcome, reading.source, reading.items) == (pb.OUTCOME_SETTLED_AT_HOLD, pb.USAGE_SOURCE_PROVIDER, {})
     assert "-1" in reading.usage_text
 
@@ -268,3 +268,61 @@ def test_a_long_text_is_estimated_by_samples_and_quickly() -> None:
     assert tokens_of("") == 0
     assert tokens_of("x") == 1
     assert tokens_of(Path(__file__).read_text()) > 1000
+
+
+# -- JSON that a strict reader refuses ----------------------------------------------------------------------------------------
+
+ODD = [
+    b'"\\ud83d"',  # half of an emoji that is split over two deltas
+    b'"\\ude00 and more"',
+    b'"\xff\xfe"',
+    b'"a\x01b"',
+    b'"x", "logprob": 1e999',
+    b'"x", "logprob": -Infinity',
+    b'"x", "logprob": NaN',
+    b'"x", "seed": ' + b"9" * 5000,
+]
+
+
+@pytest.mark.parametrize("content", ODD)
+def test_a_chunk_that_a_strict_reader_refuses_passes_and_is_counted(content: bytes) -> None:
+    measured = meter()
+    event = b'data: {"model":"m","choices":[{"index":0,"delta":{"content":' + content + b"}}]}\n\n"
+    assert measured.feed(event) == event
+    assert measured.feed(b'data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":4},"x":1e999}\n\n') == b""
+    reading = measured.reading()
+    assert reading.source == pb.USAGE_SOURCE_PROVIDER
+    assert reading.items == {"input": 9, "output": 4}
+
+
+@pytest.mark.parametrize("content", ODD)
+def test_a_completion_that_a_strict_reader_refuses_is_read_with_its_usage(content: bytes) -> None:
+    usage = b'"usage":{"prompt_tokens":9,"completion_tokens":4}'
+    read = read_chunk(b'{"model":"m","choices":[{"message":{"content":' + content + b"}}]," + usage + b"}")
+    assert read is not None
+    measured = Meter(bound=bound(), limit=None, choices=1)
+    measured.count(read)
+    assert measured.reading().items == {"input": 9, "output": 4}
+
+
+def test_a_usage_that_no_float_holds_is_a_number_that_nobody_can_mean() -> None:
+    for count in ("1e999", "-1e999", "9" * 5000):
+        read = read_usage(f'{{"prompt_tokens":9,"completion_tokens":{count}}}'.encode())
+        assert read is not None
+        assert not read.plausible
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"<html>", b'{"a":1}}', b"[" * 100_000])
+def test_what_is_no_json_is_no_chunk(data: bytes) -> None:
+    assert read_chunk(data) is None
+
+
+def test_a_usage_from_before_the_text_is_not_the_last_word() -> None:
+    measured = meter()
+    measured.feed(chunk({"role": "assistant"}, usage={"prompt_tokens": 9, "completion_tokens": 1}))
+    for _ in range(30):
+        measured.feed(chunk({"content": "word "}))
+    measured.feed(DONE)
+    reading = measured.reading()
+    assert reading.source == pb.USAGE_SOURCE_ESTIMATED
+    assert reading.items == {"input": 9, "output": 31}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
+
+from services.proxy.dialects.tolerant_json import read_tolerantly
 
 DONE = b"[DONE]"
 
@@ -46,27 +49,27 @@ _decode = msgspec.json.Decoder(Chunk).decode
 
 
 def read_chunk(data: bytes) -> Chunk | None:
-    """The chunk in this JSON text; None where it is no object of this kind.
+    """The chunk in this JSON text; None where it is no object.
 
-    Fields of unexpected types count as absent rather than making the whole unreadable.
+    What a strict reader refuses is read as far as it goes, and fields of unexpected types count as absent: the caller gets the
+    bytes as they came, so nothing of them may go uncounted.
     """
     try:
         return _decode(data)
-    except msgspec.ValidationError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _read_loosely(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
 
 
 def _read_loosely(data: bytes) -> Chunk | None:
     try:
-        value = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        value = read_tolerantly(data)
+    except ValueError:
         return None
     if not isinstance(value, dict):
         return None
+    listed = value.get("choices")
     choices = []
-    for choice in value.get("choices") or [] if isinstance(value.get("choices"), list) else []:
+    for choice in listed if isinstance(listed, list) else []:
         if isinstance(choice, dict):
             piece = choice.get("delta", choice.get("message"))
             fields = {name: piece.get(name) for name in _Piece.__struct_fields__} if isinstance(piece, dict) else {}
@@ -74,7 +77,7 @@ def _read_loosely(data: bytes) -> Chunk | None:
     usage = value.get("usage")
     return Chunk(
         choices=choices,
-        usage=msgspec.Raw(msgspec.json.encode(usage)) if usage is not None else NO_USAGE,
+        usage=msgspec.Raw(json.dumps(usage, separators=(",", ":")).encode()) if usage is not None else NO_USAGE,
         model=value.get("model"),
         error=value.get("error"),
     )

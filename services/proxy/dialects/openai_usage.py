@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from gateway import usage as units
+from services.proxy.dialects.tolerant_json import read_tolerantly
 
 MAX_TEXT = 4096
 
@@ -34,8 +35,11 @@ def read_usage(raw: bytes) -> Usage | None:
     """The usage in this JSON text; None: the provider says nothing."""
     try:
         value = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        try:
+            value = read_tolerantly(raw)
+        except ValueError:
+            return None
     if not isinstance(value, dict):
         return None
     text = raw.decode("utf-8", "replace") if len(raw) <= MAX_TEXT else ""
