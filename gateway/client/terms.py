@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
+from gateway.text_bound import text_bytes
 from gateway.usage import Outcome, Source
 
 PER_TEXT = 16
@@ -80,8 +80,4 @@ class UsageTerms(TypedDict, total=False):
 def text_ceiling(texts: str | Sequence[str]) -> int:
     """An upper bound of the tokens in these texts: bytes, raw or NFKC, whichever is more, and 16 a text."""
     listed = [texts] if isinstance(texts, str) else texts
-    return sum(PER_TEXT + max(_bytes(text), _bytes(unicodedata.normalize("NFKC", text))) for text in listed)
-
-
-def _bytes(text: str) -> int:
-    return len(text.encode("utf-8", "surrogatepass"))
+    return sum(PER_TEXT + text_bytes(text) for text in listed)
