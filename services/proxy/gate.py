@@ -1,11 +1,15 @@
-"""The way through auth: who may call, and what becomes of a decision that nobody waits for any more."""
+"""The way to auth: who may call, and which addresses present too many unknown tokens for auth to be asked about more."""
 
 from __future__ import annotations
 
-from gateway.errors import TokenUnknown
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gateway.errors import Refusal, TokenUnknown
 from gateway.stubs.auth.v1 import auth_pb2 as pb
 from services.proxy.books import Auth
 from services.proxy.credentials import Strangers
+from services.proxy.outbox import token_key
 
 
 class Gate:
@@ -24,33 +28,36 @@ class Gate:
         request_id: as the caller is told, under which auth keeps the refusal.
         """
         request = pb.ValidateTokenRequest(token=token, client_ip=address, request_model=model, look_id=request_id)
-        try:
+        with self._judging(token, address):
             await self._auth.validate(request, arrived=arrived)
-        except TokenUnknown:
-            self._strangers.note(address)
-            raise
 
     async def admit(self, request: pb.ValidateTokenRequest, arrived: float) -> pb.Grant:
         """Admits a call. Raises the refusal. Auth's client withdraws an admission that nobody waits for any more."""
-        try:
+        with self._judging(request.token, request.client_ip):
             return await self._auth.validate(request, arrived=arrived)
-        except TokenUnknown:
-            self._strangers.note(request.client_ip)
-            raise
 
     async def usage(self, token: str, address: str, *, details: bool) -> pb.GetTokenUsageResponse:
         """A token's books. Raises the refusal."""
-        try:
+        with self._judging(token, address):
             return await self._auth.token_usage(token, address, details)
-        except TokenUnknown:
-            self._strangers.note(address)
-            raise
 
     async def models(self, request: pb.ListModelsRequest) -> list[pb.Model]:
         """The models that a token may use, sorted by name. Raises the refusal."""
-        try:
+        with self._judging(request.token, request.client_ip):
             response = await self._auth.list_models(request)
-        except TokenUnknown:
-            self._strangers.note(request.client_ip)
-            raise
         return list(response.models)
+
+    @contextmanager
+    def _judging(self, token: str, address: str) -> Iterator[None]:
+        """While auth is asked about a token. Raises RateLimited before, where an address may ask about it no more."""
+        key = token_key(token)
+        self._strangers.check(address, key)
+        try:
+            yield
+        except TokenUnknown:
+            self._strangers.note(address, key)
+            raise
+        except Refusal:
+            self._strangers.recognize(key)
+            raise
+        self._strangers.recognize(key)
