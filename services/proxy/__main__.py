@@ -29,6 +29,7 @@ from services.proxy.outbox import Outbox
 from services.proxy.ports import Ports
 from services.proxy.providers.keys import KeyMissing
 from services.proxy.providers.registry import allowed_hosts, build_registry
+from services.proxy.reading import Reader
 from services.proxy.relay import Relay
 from services.proxy.replicas import Replicas
 from services.proxy.upstream_http import HttpUpstream
@@ -76,6 +77,7 @@ async def serve(settings: Settings, identity: Identity, environ: Mapping[str, st
         allowed=allowed_hosts(settings.providers),
     )
     relay = Relay(on_hangup=settings.on_hangup)
+    reader = Reader()
     app = make_app(
         settings,
         auth=auth,
@@ -84,6 +86,7 @@ async def serve(settings: Settings, identity: Identity, environ: Mapping[str, st
         upstream=upstream,
         admin=AdminRoutes(channel=admin_channel),
         relay=relay,
+        reader=reader,
         metrics=EdgeMetrics(metrics, [provider.name for provider in settings.providers]),
     )
     ports = Ports(app, settings)
@@ -105,6 +108,7 @@ async def serve(settings: Settings, identity: Identity, environ: Mapping[str, st
         await auth.close()  # what it withdraws at the end is for the outbox to send
         await outbox.close(LAST_SECONDS)
         await upstream.close()
+        await reader.close()
         await replicas.close()
         await admin_channel.close()
     signals.close()

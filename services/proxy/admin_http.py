@@ -19,11 +19,9 @@ from gateway.errors import (
     AdminUnavailable,
     DatabaseUnavailable,
     GatewayError,
-    InvalidRequest,
     MethodNotAllowed,
     NotFound,
     PermissionDenied,
-    RequestTooLarge,
     RouteNotFound,
 )
 from gateway.ids import is_canonical_uuid
@@ -47,7 +45,12 @@ from services.proxy import admin_books, admin_json, admin_log, body, errors, str
 from services.proxy.admin_session import clear_cookie, credential, refuse_foreign_page, set_cookie
 from services.proxy.answers import json_answer
 
-BODY_LIMIT: Final = 1 << 20
+_BODY_LIMIT: Final = 16 << 10
+"""Bytes that a body may have, a login's too."""
+_BODY_LIMITS: Final = {"/admin/tokens": 64 << 10, "/admin/tokens/*": 64 << 10, "/admin/prices": 64 << 10}
+"""The same of the routes whose bodies hold lists."""
+_MOST_VALUES: Final = 2_000
+"""JSON values that a body may hold; the largest list has a few hundred."""
 _BODY_POOL: Final = 16 << 20
 STARTING: Final = 5.0
 """Seconds that a request waits for an admin that has not been there yet."""
@@ -67,6 +70,7 @@ class _Request:
 
     http: web.BaseRequest
     id: str
+    body_limit: int
     metadata: tuple[tuple[str, str], ...]
     by_cookie: bool = False
 
@@ -146,39 +150,43 @@ class AdminRoutes:
         return response
 
     async def _answer(self, request: web.BaseRequest, request_id: str) -> web.Response:
-        handler, found_id = self._route(request)
-        body.check_head(request, BODY_LIMIT)
+        handler, found_id, limit = self._route(request)
         metadata = self._metadata(request, request_id)
         if handler == self._login:
-            return await handler(_Request(request, found_id, metadata))
+            body.check_head(request, limit)
+            return await handler(_Request(request, found_id, limit, metadata))
         brought = credential(request)
         metadata = (*metadata, ("authorization", f"Bearer {brought.secret}"))
-        asked = _Request(request, found_id, metadata, brought.by_cookie)
-        if body.is_large(request):
-            await self._require_session(asked)
+        asked = _Request(request, found_id, limit, metadata, brought.by_cookie)
         try:
+            body.check_head(request, limit)
+            if body.is_large(request):
+                await self._require_session(asked)
             return await handler(asked)
-        except (InvalidRequest, NotFound, RequestTooLarge):
+        except (NotFound, *body.FAULTS):
             # What we found ourselves is told to administrators only; what admin says comes after its own look at the session.
             await self._require_session(asked)
             raise
 
-    def _route(self, request: web.BaseRequest) -> tuple[_Handler, str]:
+    def _route(self, request: web.BaseRequest) -> tuple[_Handler, str, int]:
+        """The handler, the id in the path, and how many bytes the body may have."""
         # The path as it came: an escaped slash is no slash, and no two spellings name the same thing.
         path, found_id = request.raw_path.partition("?")[0], ""
+        route = path
         methods = self._routes.get(path) if "*" not in path else None
         if methods is None:
             parts = path.split("/")
             place = 4 if parts[1:4] == ["admin", "logs", "requests"] else 3
             if len(parts) > place and parts[place] and "*" not in path:
                 found_id, parts[place] = parts[place], "*"
-                methods = self._routes.get("/".join(parts))
+                route = "/".join(parts)
+                methods = self._routes.get(route)
         if methods is None:
             raise RouteNotFound(f"There is no route {path[:200]}.")
         if request.method not in methods:
             allow = ", ".join(methods)
             raise MethodNotAllowed(f"{path[:200]} takes {allow}.", metadata={"allow": allow})
-        return methods[request.method], found_id
+        return methods[request.method], found_id, _BODY_LIMITS.get(route, _BODY_LIMIT)
 
     def _metadata(self, request: web.BaseRequest, request_id: str) -> tuple[tuple[str, str], ...]:
         agent = request.headers.get("User-Agent", "")[:200].encode("ascii", "replace").decode()
@@ -207,8 +215,8 @@ class AdminRoutes:
     async def _members(self, request: _Request) -> Mapping[str, Any]:
         """The members of the body's object; none for an empty body."""
         with body.Share(self._pool) as share:
-            raw = await body.read(request.http, limit=BODY_LIMIT, share=share)
-        return strict_json.read(raw).members if raw.strip() else {}
+            raw = await body.read(request.http, limit=request.body_limit, share=share)
+        return strict_json.read(raw, most_values=_MOST_VALUES).members if raw.strip() else {}
 
     # -- /auth -----------------------------------------------------------------------------------------------------------------
 

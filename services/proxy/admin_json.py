@@ -66,12 +66,14 @@ def login_from_json(members: Mapping[str, Any]) -> sessions_pb2.LoginRequest:
     """`{"username", "password", "kind": "terminal" or "web"}`. Raises InvalidRequest."""
     _require_known(members, ("username", "password", "kind"))
     kind = members.get("kind")
-    if kind is not None and kind not in _KINDS:
+    if kind is None:
+        kind = "terminal"
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise _wrong("kind", 'takes "terminal" or "web"')
     return sessions_pb2.LoginRequest(
         username=_text(members, "username", required=True),
         password=_text(members, "password", required=True),
-        kind=_KINDS[kind or "terminal"],
+        kind=_KINDS[kind],
     )
 
 

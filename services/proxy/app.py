@@ -26,6 +26,7 @@ from services.proxy.metrics import EdgeMetrics
 from services.proxy.models_route import ModelsRoute
 from services.proxy.providers.base import ProviderRefused
 from services.proxy.providers.registry import Registry
+from services.proxy.reading import Reader
 from services.proxy.relay import Relay
 from services.proxy.request_log import RequestLog
 from services.proxy.server import EdgeServer, answer_early, check_framing, ends_with, is_plainly_framed
@@ -243,6 +244,7 @@ def make_app(
     upstream: Upstream,
     admin: Admin,
     relay: Relay,
+    reader: Reader,
     metrics: EdgeMetrics,
 ) -> App:
     """The edge of these parts."""
@@ -256,6 +258,7 @@ def make_app(
         relay=relay,
         body_limit=settings.body_limit,
         pool=pool,
+        reader=reader,
     )
     app = App(
         auth=auth,

@@ -16,6 +16,8 @@ WINDOW = 15.0
 FREE = 64 * 1024
 """A body up to this size is read before anything is known of its sender, and is not counted in the pool."""
 
+FAULTS = (InvalidRequest, RequestTimeout, RequestTooLarge, UnsupportedMediaType)
+"""What can be wrong with a body. None of it is told to a caller whose credential is unknown."""
 AT_ONCE = 1024 * 1024
 """Bytes that are put together on the spot; more of them in a thread."""
 

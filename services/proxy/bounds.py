@@ -6,14 +6,14 @@ of the text as it is nor of its NFKC form, to which some tokenizers bring it fir
 
 from __future__ import annotations
 
-import unicodedata
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
+from gateway.text_bound import text_bytes
 from services.proxy.estimate import tokens_of
+from services.proxy.lookalikes import refuse_lookalikes
 
 PER_MESSAGE = 16
 """Tokens that a provider puts around a message: role, separators, priming of the answer."""
@@ -30,13 +30,17 @@ AUDIO_BYTES = 64
 over a hundred."""
 PER_NUMBER = 24
 """Characters that a number, true, false or null is written with at the most."""
-_PER_MARK = 4
-"""Bytes by which a combining mark can lengthen the characters around it, generously."""
 _SAMPLE = 1 << 14
 
 _FREE_TIERS = frozenset({"auto", "default", "flex", "standard"})
 _BOUNDED_TOOLS = frozenset({"function", "custom"})
 _LINKS = frozenset({"file_id", "url"})
+# What is asked for by name in each kind of object: no key may only look like one of these.
+_IN_MESSAGE = frozenset({"content", "audio"})
+_IN_PART = frozenset({"type", "image_url", "input_audio", "file_id", "url", "data"})
+_IN_TOOL = frozenset({"type"})
+# Whatever a tool was called with: no provider looks for keys of its own in there.
+_OPAQUE = frozenset({"arguments", "input"})
 
 
 @dataclass(slots=True)
@@ -81,7 +85,7 @@ class InputBound:
 
     def add_text(self, text: str) -> None:
         """Counts a text."""
-        self.ceiling += text_ceiling(text)
+        self.ceiling += text_bytes(text)
         self.characters += len(text)
         self.texts.append(text)
 
@@ -91,27 +95,11 @@ class InputBound:
             self.units.append(unit)
 
 
-def text_ceiling(text: str) -> int:
-    """No tokenizer makes more tokens of this text: its bytes in UTF-8, raw or as NFKC, whichever are more."""
-    if text.isascii():
-        return len(text)
-    raw = len(text.encode("utf-8", "surrogatepass"))
-    if unicodedata.is_normalized("NFKC", text):
-        return raw
-    # Each different character once: to normalize the text itself, a sender of combining marks could make as slow as he liked.
-    # A mark that composes with another character than in the text can lengthen that, so marks count for more.
-    normal = sum(count * _normal_size(character) for character, count in Counter(text).items())
-    return max(raw, normal)
-
-
-def _normal_size(character: str) -> int:
-    """Bytes that a character adds to the NFKC form of a text at the most."""
-    size = len(unicodedata.normalize("NFKC", character).encode("utf-8", "surrogatepass"))
-    return size + _PER_MARK if unicodedata.combining(character) else size
-
-
 def chat_bound(members: dict[str, Any]) -> InputBound:
-    """The bound of a chat completion. members: of its body, `messages` being a list of objects."""
+    """The bound of a chat completion. Raises InvalidRequest for a key that only looks like one that is read here.
+
+    members: of its body, `messages` being a list of objects.
+    """
     bound = InputBound()
     for message in members["messages"]:
         _message(bound, message)
@@ -119,7 +107,7 @@ def chat_bound(members: dict[str, Any]) -> InputBound:
         kind = type(value)
         if kind is str:
             if key != "model":
-                bound.ceiling += text_ceiling(value)
+                bound.ceiling += text_bytes(value)
         elif (kind is dict or kind is list) and value and key not in {"messages", "metadata", "stream_options", "logit_bias"}:
             _add_json(bound, value)
     tools = [tool for key in ("tools", "functions") if isinstance(members.get(key), list) for tool in members[key]]
@@ -132,13 +120,14 @@ def chat_bound(members: dict[str, Any]) -> InputBound:
 
 def _message(bound: InputBound, message: dict[str, Any]) -> None:
     bound.ceiling += PER_MESSAGE
+    refuse_lookalikes(message, _IN_MESSAGE)
     for key, value in message.items():
         kind = type(value)
         if kind is str:
             if key == "content":
                 bound.add_text(value)
             else:
-                bound.ceiling += text_ceiling(value)
+                bound.ceiling += text_bytes(value)
         elif kind is dict or kind is list:
             if key == "audio":  # an earlier answer in audio, by its id
                 bound.elsewhere = True
@@ -148,20 +137,25 @@ def _message(bound: InputBound, message: dict[str, Any]) -> None:
             bound.ceiling += PER_NUMBER
 
 
-def _walk(bound: InputBound, value: Any) -> None:
-    """Counts whatever is in a part of a message. The depth is that of a body that was read."""
+def _walk(bound: InputBound, value: Any, *, opaque: bool = False) -> None:
+    """Counts whatever is in a part of a message. The depth is that of a body that was read.
+
+    opaque: whether it is what a tool was called with, in which providers read no key by name.
+    """
     if isinstance(value, list):
         for item in value:
             if isinstance(item, str):
                 bound.add_text(item)
             else:
-                _walk(bound, item)
+                _walk(bound, item, opaque=opaque)
     elif isinstance(value, dict):
+        if not opaque:
+            refuse_lookalikes(value, _IN_PART, suffix="_url")
         if not _is_media(bound, value):
             for key, item in value.items():
-                bound.ceiling += text_ceiling(key)
+                bound.ceiling += text_bytes(key)
                 if not isinstance(item, str):
-                    _walk(bound, item)
+                    _walk(bound, item, opaque=opaque or key in _OPAQUE)
                 elif (key in _LINKS or key.endswith("_url")) and item:
                     bound.elsewhere = True
                 else:
@@ -174,7 +168,7 @@ def _is_media(bound: InputBound, part: dict[str, Any]) -> bool:
     """Counts a part that is an image, audio or a file; False when it is none."""
     match part.get("type"):
         case "image_url" | "input_image":
-            source = part.get("image_url")
+            source = _source(part, "image_url")
             url = source.get("url") if isinstance(source, dict) else source
             if isinstance(url, str) and url[:5].lower() == "data:":
                 bound.ceiling += PER_IMAGE
@@ -182,7 +176,7 @@ def _is_media(bound: InputBound, part: dict[str, Any]) -> bool:
             else:
                 bound.elsewhere = True
         case "input_audio":
-            source = part.get("input_audio")
+            source = _source(part, "input_audio")
             data = source.get("data") if isinstance(source, dict) else None
             bound.add_unit("input_audio")
             if isinstance(data, str):
@@ -195,6 +189,14 @@ def _is_media(bound: InputBound, part: dict[str, Any]) -> bool:
         case _:
             return False
     return True
+
+
+def _source(part: dict[str, Any], name: str) -> Any:
+    """Where an image or audio is."""
+    source = part.get(name)
+    if isinstance(source, dict):
+        refuse_lookalikes(source, _IN_PART, suffix="_url")
+    return source
 
 
 def _add_json(bound: InputBound, value: Any) -> None:
@@ -211,8 +213,8 @@ def _note_units(bound: InputBound, members: dict[str, Any]) -> None:
 def _note_endless(bound: InputBound, members: dict[str, Any], tools: list[Any]) -> None:
     found = []
     tier = members.get("service_tier")
-    if tier is not None and tier not in _FREE_TIERS:
-        found.append(f"service_tier={tier}")
+    if tier is not None and not (isinstance(tier, str) and tier in _FREE_TIERS):
+        found.append(f"service_tier={_short(tier)}")
     if members.get("web_search_options") is not None:
         found.append("web_search")
     if members.get("plugins"):
@@ -220,7 +222,15 @@ def _note_endless(bound: InputBound, members: dict[str, Any], tools: list[Any]) 
     if members.get("prediction") is not None:  # what of it is rejected is charged as output beyond the limit
         found.append("prediction")
     for tool in tools:
-        kind = tool.get("type", "function") if isinstance(tool, dict) else "unknown"
-        if kind not in _BOUNDED_TOOLS:
-            found.append(f"tools={kind}")
-    bound.endless = list(dict.fromkeys(name[:60] for name in found))[:16]
+        kind = "unknown"
+        if isinstance(tool, dict):
+            refuse_lookalikes(tool, _IN_TOOL, "tools[]")
+            kind = tool.get("type", "function")
+        if not (isinstance(kind, str) and kind in _BOUNDED_TOOLS):
+            found.append(f"tools={_short(kind)}")
+    bound.endless = list(dict.fromkeys(found))[:16]
+
+
+def _short(value: Any) -> str:
+    """A value that was not expected, as a word for a message."""
+    return value[:40] if isinstance(value, str) else f"({type(value).__name__})"

@@ -20,7 +20,7 @@ from services.proxy.gate import Gate
 from services.proxy.outbox import token_key
 from services.proxy.providers.base import Target
 from services.proxy.providers.registry import Registry
-from services.proxy.reading import Reader
+from services.proxy.reading import Reader, is_costly
 from services.proxy.relay import Relay
 from services.proxy.ticket import Ticket
 from services.proxy.upstream import Reply
@@ -29,7 +29,7 @@ from services.proxy.upstream import Reply
 class Chat:
     """The handler of chat completions.
 
-    body_limit: bytes that a body may have. pool: the memory for all bodies.
+    body_limit: bytes that a body may have. pool: the memory for all bodies. reader: reads them.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class Chat:
         relay: Relay,
         body_limit: int,
         pool: Pool,
+        reader: Reader,
     ) -> None:
         self._gate = gate
         self._outbox = outbox
@@ -50,22 +51,17 @@ class Chat:
         self._relay = relay
         self._body_limit = body_limit
         self._pool = pool
-        self._reader = Reader()
+        self._reader = reader
 
     async def handle(self, exchange: Exchange) -> web.StreamResponse:
         """The answer. Raises GatewayError, ProviderRefused."""
-        request = exchange.request
-        token = client_token(request.headers)
-        body.check_head(request, self._body_limit)
+        token = client_token(exchange.request.headers)
         with Share(self._pool) as share:
-            if body.is_large(request):
-                await self._gate.look(token, exchange.address, exchange.arrived, exchange.request_id)
-            raw = await body.read(request, limit=self._body_limit, share=share)
-            call = await self._reader.read(raw, openai.read_chat)
+            call = await self._read(exchange, token, share)
             exchange.model = call.model
             targets = self._registry.route(call.model)
             if not targets:
-                await self._gate.look(token, exchange.address, exchange.arrived, exchange.request_id, call.model)
+                await self._look(exchange, token, call.model)
                 raise ModelNotFound(
                     f"No provider serves the model {call.model!r}. GET /v1/models lists those that you can use."
                 )
@@ -83,6 +79,34 @@ class Chat:
             finally:
                 if not ticket.handed_over:
                     ticket.settle()
+
+    async def _read(self, exchange: Exchange, token: str, share: Share) -> ChatCall:
+        """The call in the body. Raises what is wrong with it.
+
+        The token comes first: who sends an unknown one never learns whether the body was valid, and has no costly body read.
+        A good and plain body costs no look of its own, because the admission judges its token.
+        """
+        request = exchange.request
+        known = False
+        try:
+            body.check_head(request, self._body_limit)
+            if body.is_large(request):
+                await self._look(exchange, token)
+                known = True
+            raw = await body.read(request, limit=self._body_limit, share=share)
+            if not known and is_costly(raw):
+                await self._look(exchange, token)
+                known = True
+            return await self._reader.read(raw)
+        except body.FAULTS:
+            if not known:
+                await self._look(exchange, token)
+            raise
+
+    async def _look(self, exchange: Exchange, token: str, model: str = "") -> None:
+        # From now on: a body may take longer to come than anyone waits for a decision.
+        now = asyncio.get_running_loop().time()
+        await self._gate.look(token, exchange.address, now, exchange.request_id, model)
 
     async def _admit(self, exchange: Exchange, token: str, call: ChatCall, targets: list[Target]) -> Ticket:
         bound = call.bound

@@ -22,17 +22,17 @@ def separators(body: bytes) -> int:
     return len(body) - len(body.translate(None, _SEPARATORS))
 
 
-def has_too_many_values(body: bytes) -> bool:
-    """Whether there are more values than a body may hold. What is no JSON at all may count as anything."""
-    if len(body) <= 2 * MOST_VALUES or separators(body) <= MOST_VALUES:
+def has_more_values(body: bytes, most: int) -> bool:
+    """Whether a body holds more values than this. What is no JSON at all may count as anything."""
+    if len(body) <= most or separators(body) <= most:
         return False
-    return _count(body) > MOST_VALUES
+    return _count(body, most) > most
 
 
-def _count(body: bytes) -> int:
-    """Commas and opening brackets outside of strings; at least one more than allowed where it stops early."""
+def _count(body: bytes, most: int) -> int:
+    """Commas and opening brackets outside of strings; at least one more than `most` where it stops early."""
     found, start, inside = 0, 0, False
-    while start < len(body) and found <= MOST_VALUES:
+    while start < len(body) and found <= most:
         # Piece by piece, so that no single step holds up other threads. An escape is not cut in two.
         end = start + _PIECE
         if end < len(body) and body[end - 1] == 0x5C:

@@ -34,7 +34,8 @@ def _prompt(body: dict) -> str:
         if isinstance(content, str):
             texts.append(content)
         elif isinstance(content, list):
-            texts += [part.get("text", "") for part in content if isinstance(part, dict)]
+            found = [part.get("text", "") for part in content if isinstance(part, dict)]
+            texts += [text for text in found if isinstance(text, str)]
     return " ".join(texts)
 
 

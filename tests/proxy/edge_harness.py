@@ -31,6 +31,7 @@ from services.proxy.app import App, make_app
 from services.proxy.metrics import EdgeMetrics
 from services.proxy.ports import Ports
 from services.proxy.providers.registry import build_registry
+from services.proxy.reading import Reader
 from services.proxy.relay import Relay
 from services.proxy.server import EdgeServer
 from services.proxy.upstream_http import HttpUpstream
@@ -51,10 +52,14 @@ class Token:
 
 
 class FakeAuth:
-    """Judges tokens and models, remembers what it admitted. `limit`: the output limit that every grant carries."""
+    """Judges tokens and models, remembers what it admitted.
+
+    `limit`: the output limit that every grant carries. `asked`: how often it was asked anything.
+    """
 
     def __init__(self) -> None:
         self.tokens = {TOKEN: Token()}
+        self.asked = 0
         self.admitted: dict[str, pb.ValidateTokenRequest] = {}
         self.abandoned: list[str] = []
         self.looks: list[pb.ValidateTokenRequest] = []
@@ -67,6 +72,7 @@ class FakeAuth:
         self.books = pb.GetTokenUsageResponse()
 
     async def validate(self, request: pb.ValidateTokenRequest, *, arrived: float) -> pb.Grant:
+        self.asked += 1
         if self.hold_answers is not None:
             try:
                 await self.hold_answers.wait()
@@ -96,6 +102,7 @@ class FakeAuth:
         return pb.Grant(token_id=7, max_output_tokens=self.limit, held_nanos=1, prices=prices, rate_limits=self.rate_limits)
 
     async def token_usage(self, token: str, client_ip: str, details: bool) -> pb.GetTokenUsageResponse:
+        self.asked += 1
         if token not in self.tokens:
             raise TokenUnknown("unknown")
         books = pb.GetTokenUsageResponse(
@@ -105,6 +112,7 @@ class FakeAuth:
         return books
 
     async def list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
+        self.asked += 1
         if request.token not in self.tokens:
             raise TokenUnknown("unknown")
         names = [pb.Model(name=name, provider="gateway") for name in request.names]
@@ -267,7 +275,7 @@ async def running_edge(
         connect, first_byte, idle = upstream_timeouts
         upstream = HttpUpstream(connect=connect, first_byte=first_byte, idle=idle, total=upstream_total, allowed={})
         await upstream.start()
-        relay = Relay(on_hangup=built.on_hangup)
+        relay, reader = Relay(on_hangup=built.on_hangup), Reader()
         app = make_app(
             built,
             auth=auth,
@@ -276,6 +284,7 @@ async def running_edge(
             upstream=upstream,
             admin=NoAdmin(),
             relay=relay,
+            reader=reader,
             metrics=EdgeMetrics(CollectorRegistry()),
         )
         ports = Ports(app, built, grace=0.2)
@@ -289,3 +298,4 @@ async def running_edge(
                 await ports.close()
                 await ports.end()
                 await upstream.close()
+                await reader.close()

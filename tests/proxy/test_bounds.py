@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import InvalidRequest
-from services.proxy.bounds import PER_IMAGE, PER_MESSAGE, chat_bound, text_ceiling
+from gateway.text_bound import text_bytes as text_ceiling
+from services.proxy.bounds import PER_IMAGE, PER_MESSAGE, chat_bound
 from services.proxy.dialects.openai import ChatCall, read_chat
 from services.proxy.strict_json import read
 

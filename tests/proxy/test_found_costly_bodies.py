@@ -9,8 +9,8 @@ import unicodedata
 import pytest
 
 from gateway.errors import InvalidRequest
+from gateway.text_bound import text_bytes as text_ceiling
 from services.proxy import strict_json
-from services.proxy.bounds import text_ceiling
 
 
 def seconds(work):

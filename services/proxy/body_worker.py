@@ -1,0 +1,63 @@
+"""The process that reads costly bodies for the proxy: a body comes on standard input, what it asks for goes to standard output.
+
+`python -m services.proxy.body_worker`, started by `body_process`. It ends when its input does. A body that takes longer than
+`LONGEST` ends it too; the largest and densest body that is allowed takes half a second.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from typing import Final
+
+import msgspec
+
+from gateway import text_bound
+from gateway.errors import InvalidRequest
+from services.proxy import strict_json
+from services.proxy.body_process import LENGTH, Result
+from services.proxy.dialects.openai import read_chat
+
+LONGEST: Final = 20
+"""Seconds that one body may take."""
+_NICENESS: Final = 5  # the event loop comes first where both want the same core
+
+
+def main() -> None:
+    """Reads bodies until there are no more."""
+    os.nice(_NICENESS)
+    text_bound.prepare()
+    source, sink = sys.stdin.buffer, sys.stdout.buffer
+    encode = msgspec.msgpack.Encoder().encode
+    while len(head := source.read(LENGTH.size)) == LENGTH.size:
+        (length,) = LENGTH.unpack(head)
+        body = source.read(length)
+        if len(body) < length:
+            return
+        signal.alarm(LONGEST)
+        result = encode(read(body))
+        signal.alarm(0)
+        del body
+        sink.write(LENGTH.pack(len(result)) + result)
+        sink.flush()
+
+
+def read(body: bytes) -> Result:
+    """What comes of one body."""
+    try:
+        call = read_chat(strict_json.read(body))
+    except InvalidRequest as fault:
+        return Result(fault=fault.message, metadata=fault.metadata)
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return Result(failed=f"{type(error).__name__} at {os.path.basename(place.filename)}:{place.lineno}")
+    call.locate()
+    call.bound.thin()
+    call.body = b""
+    return Result(call=call)
+
+
+if __name__ == "__main__":
+    main()
