@@ -10,9 +10,7 @@ from typing import Any, Literal
 from aiohttp import web
 
 from gateway.errors import GatewayError, UpstreamError, UpstreamTimeout
-from gateway.pricing import Rates, cost_nanos
 from gateway.process.logs import get_logger
-from gateway.stubs.auth.v1 import auth_pb2 as pb
 from services.proxy import errors
 from services.proxy.answers import raw_answer
 from services.proxy.dialects.openai_chunks import read_chunk
@@ -93,8 +91,8 @@ class Relay:
             raise UpstreamError(f"The provider {target.provider.name} answered something that is not JSON.")
         meter.count(chunk)
         ticket.error_code = ""
-        settlement = ticket.settle()
-        exchange.cost_nanos = _cost(ticket, settlement)
+        ticket.settle()
+        exchange.cost_nanos = ticket.cost_nanos()
         return raw_answer(target.provider.keys.redact(body))
 
     async def stream(self, exchange: Exchange, ticket: Ticket, reply: Reply, target: Target) -> web.StreamResponse:
@@ -247,16 +245,3 @@ def _broken(ticket: Ticket, provider: Provider, failure: BrokenOff) -> GatewayEr
         return UpstreamTimeout(f"The provider {provider.name} stopped in the middle of its answer.")
     ticket.error_code = "upstream_error"
     return UpstreamError(f"The provider {provider.name} broke its answer off.")
-
-
-def _cost(ticket: Ticket, settlement: pb.RecordUsageRequest) -> int | None:
-    """What a settled call costs by the grant's rates; None: not known."""
-    if settlement.outcome != pb.OUTCOME_SETTLED or ticket.target is None:
-        return None
-    name, model = ticket.target.provider.name, ticket.target.model
-    for price in ticket.grant.prices:
-        if price.provider == name and price.model == model:
-            if not price.rates_json:
-                return 0
-            return cost_nanos({item.unit: item.count for item in settlement.usage}, Rates.from_json(price.rates_json))
-    return None

@@ -12,7 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from gateway.pricing import Rates
+from gateway.settlement import charge
 from gateway.stubs.auth.v1 import auth_pb2 as pb
+from gateway.usage import Outcome, Report, Source
 from services.proxy.books import Outbox
 from services.proxy.dialects.openai import ChatCall
 from services.proxy.metering import Meter, Reading
@@ -21,6 +24,8 @@ from services.proxy.upstream import Sending
 
 PROGRESS_INTERVAL = 1.0
 _NOTHING: dict[str, int] = {}
+_OUTCOMES = {pb.OUTCOME_SETTLED: Outcome.SETTLED, pb.OUTCOME_SETTLED_AT_HOLD: Outcome.SETTLED_AT_HOLD}
+_SOURCES = {pb.USAGE_SOURCE_PROVIDER: Source.PROVIDER, pb.USAGE_SOURCE_ESTIMATED: Source.ESTIMATED}
 
 
 @dataclass(slots=True)
@@ -102,6 +107,21 @@ class Ticket:
             self.settlement = self.report()
             self.outbox.append(self.settlement, self.token_key)
         return self.settlement
+
+    def cost_nanos(self) -> int | None:
+        """What the ledger charges for the settlement, by the same rule at the grant's prices; None: not known here."""
+        settlement, target = self.settlement, self.target
+        if settlement is None or target is None or settlement.outcome == pb.OUTCOME_RELEASED:
+            return None
+        for price in self.grant.prices:
+            if price.provider == target.provider.name and price.model == target.model:
+                rates = Rates.from_json(price.rates_json) if price.rates_json else None
+                usage = {item.unit: item.count for item in settlement.usage}
+                report = Report(
+                    self.request_id, _OUTCOMES[settlement.outcome], identity="", usage=usage, source=_SOURCES[settlement.source]
+                )
+                return charge(report, held_nanos=self.grant.held_nanos, rates=rates).cost_nanos
+        return None
 
     def report(self) -> pb.RecordUsageRequest:
         """The settlement as it would be now."""

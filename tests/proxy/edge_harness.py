@@ -64,6 +64,7 @@ class FakeAuth:
         self.abandoned: list[str] = []
         self.looks: list[pb.ValidateTokenRequest] = []
         self.limit: int | None = None
+        self.hold = 1_000_000_000
         self.ready = True
         self.away = False
         self.hold_answers: asyncio.Event | None = None
@@ -99,7 +100,9 @@ class FakeAuth:
         prices = [
             pb.CandidatePrice(provider=c.provider, model=c.model, price_id=1, rates_json=RATES) for c in request.candidates
         ]
-        return pb.Grant(token_id=7, max_output_tokens=self.limit, held_nanos=1, prices=prices, rate_limits=self.rate_limits)
+        return pb.Grant(
+            token_id=7, max_output_tokens=self.limit, held_nanos=self.hold, prices=prices, rate_limits=self.rate_limits
+        )
 
     async def token_usage(self, token: str, client_ip: str, details: bool) -> pb.GetTokenUsageResponse:
         self.asked += 1

@@ -17,7 +17,13 @@ from tests.support.postgres import shared_server
 
 RATES = Prices(input="1.00", output="2.00")
 CENT = Prices(per_request="0.01")
-PRICED = ["gpt-test", *(f"mock-{name}" for name in ("plain", "cut", "no-usage", "usage-negative", "echo", "echo-error"))]
+PRICED = [
+    "gpt-test",
+    *(
+        f"mock-{name}"
+        for name in ("plain", "cut", "no-usage", "usage-negative", "usage-dear", "usage-partial", "echo", "echo-error")
+    ),
+]
 PRICED += [f"mock-status-{code}" for code in (400, 401, 429, 500)]
 
 
