@@ -49,6 +49,7 @@ class Meter:
         self._usage: Usage | None = None
         self._at_usage = 0
         self.response_model = ""
+        self._fresh: list[str] = []
         self.finished = False
         """Whether a choice came to its end."""
 
@@ -59,6 +60,7 @@ class Meter:
             if texts:
                 self._deltas += 1
                 self._texts += texts
+                self._fresh += texts
                 for text in texts:
                     self._size += len(text)
                 if self._size > _FLUSH:
@@ -74,6 +76,11 @@ class Meter:
                 self._at_usage = self._deltas
         if not self.response_model and isinstance(chunk.model, str):
             self.response_model = chunk.model[:256]
+
+    def take_fresh(self) -> list[str]:
+        """The texts that came since this was asked last."""
+        fresh, self._fresh = self._fresh, []
+        return fresh
 
     def count_fragment(self, body: bytes) -> None:
         """Counts the beginning of a whole completion that broke off."""

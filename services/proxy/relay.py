@@ -17,6 +17,7 @@ from services.proxy.dialects.openai_chunks import read_chunk
 from services.proxy.exchange import Exchange
 from services.proxy.metering import StreamMeter
 from services.proxy.providers.base import Provider, ProviderRefused, Target
+from services.proxy.providers.redaction import StreamRedactor
 from services.proxy.sse import EventTooLarge
 from services.proxy.ticket import Ticket
 from services.proxy.upstream import BrokenOff, Reply
@@ -93,7 +94,7 @@ class Relay:
         ticket.error_code = ""
         ticket.settle()
         exchange.cost_nanos = ticket.cost_nanos()
-        return raw_answer(target.provider.keys.redact(body))
+        return raw_answer(await target.provider.keys.redactor.redact_long(body))
 
     async def stream(self, exchange: Exchange, ticket: Ticket, reply: Reply, target: Target) -> web.StreamResponse:
         """An answer in events, each passed on as it comes. Raises UpstreamError, UpstreamTimeout before the first event."""
@@ -115,7 +116,7 @@ class Relay:
                 if not response.prepared:
                     await _begin(exchange, response)
                 ticket.settle()
-                await response.write_eof(target.provider.keys.redact(meter.last or b""))
+                await response.write_eof(target.provider.keys.redactor.redact(meter.last or b""))
                 whole = True
         except (asyncio.CancelledError, ConnectionError):
             if ticket.settlement is None:
@@ -136,7 +137,7 @@ class Relay:
         self, exchange: Exchange, ticket: Ticket, meter: StreamMeter, reply: Reply, target: Target, response: _EventStream
     ) -> GatewayError | None:
         """Passes events on until the last one; gives what went wrong."""
-        keys = target.provider.keys
+        redactor = StreamRedactor(target.provider.keys.redactor)
         try:
             while meter.last is None and (data := await reply.read()):
                 events = meter.feed(data)
@@ -144,7 +145,7 @@ class Relay:
                     if not response.prepared:
                         ticket.first_byte()
                         await _begin(exchange, response)
-                    await response.write(keys.redact(events))
+                    await response.write(redactor.redact(events, meter.take_fresh()))
                 ticket.tick()
         except BrokenOff as failure:
             return _broken(ticket, target.provider, failure)
@@ -155,7 +156,7 @@ class Relay:
             if rest:
                 if not response.prepared:
                     await _begin(exchange, response)
-                await response.write(keys.redact(rest))
+                await response.write(redactor.redact(rest, meter.take_fresh()))
         if meter.failed:
             ticket.error_code = "upstream_error"
         elif meter.last is None and not meter.finished:

@@ -138,10 +138,12 @@ class Ticket:
             duration_ms=self._elapsed(),
         )
         if self.target is not None:
+            redactor = self.target.provider.keys.redactor
+            report.usage_json = redactor.redact_text(report.usage_json)[:4096]
             report.served.provider = self.target.provider.name
             report.served.model = self.target.model
-        if self.meter is not None:
-            report.response_model = self.meter.response_model
+            if self.meter is not None:
+                report.response_model = redactor.redact_text(self.meter.response_model)[:256]
         if len(self.attempts) > 1:
             report.attempts_json = json.dumps(self.attempts)[:4096]
         return report

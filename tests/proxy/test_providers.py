@@ -124,7 +124,7 @@ def test_keys_take_turns_and_one_that_rests_is_left_out() -> None:
     def turn() -> str:
         key = pool.take()
         assert key is not None
-        return key.secret.decode()[:3]
+        return key.authorization.removeprefix("Bearer ")[:3]
 
     assert [turn() for _ in range(4)] == ["one", "two", "tri", "one"]
     second = pool.take()
@@ -140,14 +140,14 @@ def test_keys_take_turns_and_one_that_rests_is_left_out() -> None:
 
 
 def test_no_piece_of_a_key_stays_in_a_text() -> None:
-    pool = KeyPool([SecretStr(KEY)], clock=Clock())
+    pool = KeyPool([SecretStr(KEY)], clock=Clock()).redactor
     assert pool.redact_text(f"Incorrect API key provided: {KEY[:9]}****{KEY[-4:]}") == (
         f"Incorrect API key provided: [redacted]****{KEY[-4:]}"
     )
     text = pool.redact_text(f"a {KEY} b {KEY[5:20]} c")
     assert text == "a [redacted] b [redacted] c"
     assert pool.redact(b"x" + KEY.encode() + b"y") == b"x[redacted]y"
-    assert KeyPool([], clock=Clock()).redact_text("anything") == "anything"
+    assert KeyPool([], clock=Clock()).redactor.redact_text("anything") == "anything"
 
 
 # -- what errors mean ---------------------------------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ class Provider:
             value = error.get(name)
             if isinstance(value, int) and not isinstance(value, bool):
                 value = str(value)
-            told[name] = self.keys.redact_text(value[:4000]) if isinstance(value, str) else None
+            told[name] = self.keys.redactor.redact_text(value[:4000]) if isinstance(value, str) else None
         told["message"] = told["message"] or f"The provider {self.name} refused the request with status {status}."
         told["type"] = told["type"] or "invalid_request_error"
         return Relayed(status, told, retry_after)

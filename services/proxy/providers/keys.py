@@ -1,16 +1,14 @@
-"""The gateway's own keys at a provider: where they come from, whose turn it is, which ones rest; and none comes back out."""
+"""The gateway's own keys at a provider: where they come from, whose turn it is, which ones rest."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import SecretStr
 
-PIECE = 8
-"""Characters of a key in a row that nobody outside may see."""
-REDACTED = "[redacted]"
+from services.proxy.providers.redaction import Redactor
+
 REFUSED_REST = 60.0
 """Seconds that a key rests which its provider refused."""
 LIMITED_REST = 5.0
@@ -50,10 +48,9 @@ def _resolve(name: str, reference: str, environ: Mapping[str, str]) -> str:
 class Key:
     """One key, and until when it rests."""
 
-    __slots__ = ("authorization", "rests_until", "secret")
+    __slots__ = ("authorization", "rests_until")
 
     def __init__(self, secret: str) -> None:
-        self.secret = secret.encode()
         self.authorization = f"Bearer {secret}"
         self.rests_until = 0.0
 
@@ -68,7 +65,7 @@ class KeyPool:
         self._keys = [Key(secret.get_secret_value()) for secret in secrets]
         self._clock = clock
         self._next = 0
-        self._pieces = _pieces([key.authorization.removeprefix("Bearer ") for key in self._keys])
+        self.redactor = Redactor([secret.get_secret_value() for secret in secrets])
 
     def take(self) -> Key | None:
         """The key whose turn it is, of those that do not rest; if all do, the one that is done first. None: none needed."""
@@ -92,35 +89,3 @@ class KeyPool:
         """Whether there is a key that does not rest."""
         now = self._clock()
         return any(key.rests_until <= now for key in self._keys)
-
-    def redact(self, data: bytes) -> bytes:
-        """An answer's bytes without any of the keys."""
-        for key in self._keys:
-            if key.secret in data:
-                data = data.replace(key.secret, REDACTED.encode())
-        return data
-
-    def redact_text(self, text: str) -> str:
-        """A text of a provider, such as an error's, without any eight characters in a row of any key."""
-        if self._pieces is None:
-            return text
-        found = [(match.start(1), match.end(1)) for match in self._pieces.finditer(text)]
-        for start, end in reversed(_joined(found)):
-            text = text[:start] + REDACTED + text[end:]
-        return text
-
-
-def _pieces(secrets: Sequence[str]) -> re.Pattern[str] | None:
-    """Finds every piece of a key, overlapping ones too. Keys shorter than a piece are looked for whole."""
-    pieces = {secret[at : at + PIECE] for secret in secrets for at in range(max(1, len(secret) - PIECE + 1))}
-    return re.compile(f"(?=({'|'.join(map(re.escape, sorted(pieces)))}))") if pieces else None
-
-
-def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    joined: list[tuple[int, int]] = []
-    for start, end in spans:
-        if joined and start <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
-        else:
-            joined.append((start, end))
-    return joined

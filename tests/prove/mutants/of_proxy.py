@@ -98,8 +98,8 @@ OUTBOX = (
         "The settlement is on file before the caller has the end of a stream.",
         "services/proxy/relay.py",
         "                ticket.settle()\n"
-        '                await response.write_eof(target.provider.keys.redact(meter.last or b""))\n',
-        '                await response.write_eof(target.provider.keys.redact(meter.last or b""))\n'
+        '                await response.write_eof(target.provider.keys.redactor.redact(meter.last or b""))\n',
+        '                await response.write_eof(target.provider.keys.redactor.redact(meter.last or b""))\n'
         "                ticket.settle()\n",
         (f"{_CALLS}::test_the_settlement_is_on_file_before_the_last_byte_leaves",),
     ),
@@ -107,8 +107,8 @@ OUTBOX = (
         "progress-not-noted",
         "A stream notes once a second how far it is.",
         "services/proxy/relay.py",
-        "                    await response.write(keys.redact(events))\n                ticket.tick()\n",
-        "                    await response.write(keys.redact(events))\n",
+        "meter.take_fresh()))\n                ticket.tick()\n",
+        "meter.take_fresh()))\n",
         ("tests/proxy/test_edge_hangups.py::test_a_stream_notes_its_progress_once_a_second",),
     ),
     Mutant(
@@ -200,17 +200,33 @@ SECRETS = (
     Mutant(
         "providers-key-echoed",
         "The provider's key does not come back to the caller.",
-        "services/proxy/providers/keys.py",
-        "            if key.secret in data:\n",
-        "            if False:\n",
+        "services/proxy/providers/redaction.py",
+        "        return _without(data, self._spans(data))\n",
+        "        return data\n",
         ("tests/proxy/test_edge_faults.py::test_the_providers_key_never_comes_back",),
+    ),
+    Mutant(
+        "escaped-key-echoed",
+        "Nor does it when its characters are escaped.",
+        "services/proxy/providers/redaction.py",
+        "        if _ESCAPED.search(data) is not None:\n",
+        "        if False:\n",
+        ("tests/proxy/test_redaction.py::test_a_key_goes_however_its_characters_are_escaped",),
+    ),
+    Mutant(
+        "key-over-deltas",
+        "Nor when it is cut over the deltas of a stream.",
+        "services/proxy/providers/redaction.py",
+        "        if texts:\n",
+        "        if False:\n",
+        ("tests/proxy/test_redaction.py::test_a_key_that_is_cut_over_deltas_never_comes_together_again",),
     ),
     Mutant(
         "pieces-of-keys-told",
         "A provider's error tells no piece of a key.",
-        "services/proxy/providers/keys.py",
-        "        if self._pieces is None:\n",
-        "        if True:\n",
+        "services/proxy/providers/redaction.py",
+        "                if end - start >= min(PIECE, len(secret)):\n",
+        "                if end - start == len(secret):\n",
         ("tests/proxy/test_providers.py::test_no_piece_of_a_key_stays_in_a_text",),
     ),
     Mutant(
