@@ -180,23 +180,30 @@ class App:
             check_framing(request)
             handler = table.find(request.method, request.raw_path.partition("?")[0])
             return await handler(exchange), ""
-        except MethodNotAllowed as error:
-            if request.method == "OPTIONS":
-                if self._cors is not None and exchange.cors is not None:
-                    exchange.cors = {**exchange.cors, **self._cors.preflight(request, error.metadata["allow"])}
-                return web.Response(status=204, headers={"Allow": error.metadata["allow"], "Server": errors.SERVER_NAME}), ""
-            return errors.answer(error, headers={"Allow": error.metadata["allow"]}), error.reason
-        except ProviderRefused as refusal:
-            return _relayed(refusal), f"PROVIDER_{refusal.relayed.status}"
-        except GatewayError as error:
-            return errors.answer(error, budget_status=self._budget_status), error.reason
         except ConnectionError:
             raise
         except Exception as error:
-            _log.exception("request_failed", request_id=exchange.request_id, error=type(error).__name__)
-            if request.writer.output_size > 0:
-                raise ConnectionResetError("an answer has begun already, and cannot be ended well") from error
-            return errors.answer(error), GatewayError.reason
+            answer = self._refusal(exchange, error)
+            errors.let_go(error)
+            return answer
+
+    def _refusal(self, exchange: Exchange, error: Exception) -> tuple[web.StreamResponse, str]:
+        request = exchange.request
+        if isinstance(error, MethodNotAllowed):
+            allowed = error.metadata["allow"]
+            if request.method == "OPTIONS":
+                if self._cors is not None and exchange.cors is not None:
+                    exchange.cors = {**exchange.cors, **self._cors.preflight(request, allowed)}
+                return web.Response(status=204, headers={"Allow": allowed, "Server": errors.SERVER_NAME}), ""
+            return errors.answer(error, headers={"Allow": allowed}), error.reason
+        if isinstance(error, ProviderRefused):
+            return _relayed(error), f"PROVIDER_{error.relayed.status}"
+        if isinstance(error, GatewayError):
+            return errors.answer(error, budget_status=self._budget_status), error.reason
+        _log.exception("request_failed", request_id=exchange.request_id, error=type(error).__name__, exc_info=error)
+        if request.writer.output_size > 0:
+            raise ConnectionResetError("an answer has begun already, and cannot be ended well") from error
+        return errors.answer(error), GatewayError.reason
 
     async def _to_admin(self, exchange: Exchange) -> web.StreamResponse:
         request = exchange.request

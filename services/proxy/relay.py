@@ -110,7 +110,6 @@ class Relay:
                 if not response.prepared:
                     raise failure
                 ticket.settle()
-                response.force_close()
                 await response.write_eof(errors.event(failure))
             else:
                 if not response.prepared:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 
@@ -10,7 +11,7 @@ import pytest
 
 from gateway.stubs.auth.v1 import auth_pb2 as pb
 from services.proxy.metering import StreamMeter
-from tests.proxy.edge_harness import KEY, Edge, chat, items, running_edge
+from tests.proxy.edge_harness import KEY, Edge, chat, head, items, running_edge
 
 RELEASED, SETTLED, HOLD = pb.OUTCOME_RELEASED, pb.OUTCOME_SETTLED, pb.OUTCOME_SETTLED_AT_HOLD
 ESTIMATED, NONE = pb.USAGE_SOURCE_ESTIMATED, pb.USAGE_SOURCE_NONE
@@ -199,3 +200,18 @@ async def test_a_fault_of_our_own_in_a_stream_cuts_it_and_is_still_charged(edge:
     settlement = await edge.settled()
     assert settlement.error_code == "interrupted"
     assert items(settlement)["output"] >= 5
+
+
+@pytest.mark.parametrize("model", ["cut", "cut-fin", "hang", "bad-chunk", "stream-error"])
+async def test_the_connection_goes_on_after_a_stream_that_broke_off(edge: Edge, model: str) -> None:
+    """The end of the answer says nothing of a close, so the caller's next request comes over the same connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", edge.port)
+    body = json.dumps(chat(f"mock-{model}", "tokens:20 chunks:20", stream=True)).encode()
+    for _ in range(10):
+        writer.write(head("POST", "/v1/chat/completions", f"Content-Length: {len(body)}") + body)
+        async with asyncio.timeout(5):
+            answer = await reader.readuntil(b"\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert b"onnection: close" not in answer
+            assert b'"error"' in await reader.readuntil(b"\r\n0\r\n\r\n")
+    writer.close()
