@@ -1,8 +1,4 @@
-"""One connection of the edge: aiohttp's protocol with our limits, and with nothing of a request in its error pages.
-
-aiohttp's private parts that are used here: `_close`, `_force_close`, `_messages`, `_request_in_progress`, `_handle_request`,
-`_buffer_paused`, `_pause_reading_for_buffer`, `_resume_reading_for_buffer`, `_resume_reading_if_drained` of `RequestHandler`.
-"""
+"""One connection of the edge: aiohttp's protocol with our limits, and with nothing of a request in its error pages."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import LineTooLong
@@ -24,6 +20,7 @@ from gateway.ids import uuid7
 from gateway.process.logs import get_logger
 from services.proxy import errors
 from services.proxy.connections import Place, Places, Turns, Unread
+from services.proxy.half_close import HalfClosed
 from services.proxy.writes import WriteWatch
 
 HEADER_TIME = 10.0
@@ -74,6 +71,7 @@ class EdgeProtocol(RequestHandler):
     __slots__ = (
         "_ahead",
         "_chunks",
+        "_half_closed",
         "_head",
         "_head_timer",
         "_left",
@@ -102,6 +100,7 @@ class EdgeProtocol(RequestHandler):
         self._pipelined = 0
         self._watch: WriteWatch | None = None
         self._writer: AbstractStreamWriter | None = None
+        self._half_closed: HalfClosed | None = None
         self._written = 0  # bytes of the answers before this writer's
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -124,6 +123,8 @@ class EdgeProtocol(RequestHandler):
         self._shared.unread.drop(self)
         if self._watch is not None:
             self._watch.stop()
+        if self._half_closed is not None:
+            self._half_closed.stop()
         if self._place is not None:
             self._place.leave()
         super().connection_lost(exc)
@@ -154,6 +155,26 @@ class EdgeProtocol(RequestHandler):
                 return
             else:
                 data = self._take_head(data)
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]  # aiohttp's returns nothing: the transport closes
+        """Serves what a caller has asked for who sends no more; closes the connection where that is nothing whole."""
+        transport = self.transport
+        if transport is None or not self._open or self._left or self._chunks is not None:
+            return False
+        if not hasattr(socket, "TCP_INFO") or transport.get_extra_info("sslcontext") is not None:
+            return False  # a TLS connection ends in both directions at once, whatever is returned here
+        self._half_closed = HalfClosed(transport)
+        if self._writer is not None:
+            self._probe()
+        if not self._ahead:
+            self.close()
+        return True
+
+    def _probe(self) -> None:
+        request = self._current_request
+        unanswered = self._writer is not None and not self._writer.output_size
+        if self._half_closed is not None and unanswered and request is not None and request.version >= HttpVersion11:
+            self._half_closed.probe()
 
     def _take_head(self, data: bytes) -> bytes:
         """Takes bytes of a head; gives what comes behind it."""
@@ -202,6 +223,8 @@ class EdgeProtocol(RequestHandler):
         self._open = True
         if self._place is not None:
             self._place.works()
+        if isinstance(message, RawRequestMessage) and message.path[:1] != "/":
+            self._messages[-1] = (message._replace(path=origin_form(message.path)), payload)
         if payload.is_eof() and isinstance(message, RawRequestMessage):
             return
         length = message.headers.get("Content-Length", "") if isinstance(message, RawRequestMessage) else ""
@@ -260,6 +283,7 @@ class EdgeProtocol(RequestHandler):
     async def _handle_request(self, request: web.BaseRequest, *options: Any) -> tuple[web.StreamResponse, bool]:
         """Answers a request, and then looks at what has come behind it."""
         self._writer = request.writer
+        self._probe()
         try:
             answered = await super()._handle_request(request, *options)
         finally:
@@ -272,6 +296,8 @@ class EdgeProtocol(RequestHandler):
         self._open = False
         if self._ahead:
             self._shared.turns.ask(self)
+        elif self._half_closed is not None:
+            self.close()
         else:
             self._pipelined = 0
             if self._place is not None:
@@ -379,6 +405,21 @@ class EdgeProtocol(RequestHandler):
         """Logs a failure without the request that met it."""
         error = kw.get("exc_info")
         _log.error("connection_failed", error=type(error).__name__)
+
+
+def origin_form(target: str) -> str:
+    """The path and query of a request target in absolute form, as every server must take it; others stay as they are.
+
+    Whose name it holds makes no difference: the request has come here, and goes nowhere else.
+    """
+    scheme, found, rest = target.partition("://")
+    if not found or scheme.lower() not in {"http", "https"}:
+        return target
+    end = next((at for at, character in enumerate(rest) if character in "/?#"), len(rest))
+    if "@" in rest[:end]:
+        return target  # a password has no place there
+    path = rest[end:]
+    return path if path.startswith("/") else f"/{path}"
 
 
 def peer_of(transport: asyncio.BaseTransport) -> str:

@@ -108,9 +108,11 @@ def is_plainly_framed(request: web.BaseRequest) -> bool:
 
 
 def check_framing(request: web.BaseRequest) -> None:
-    """Raises InvalidRequest unless a request is plainly framed."""
+    """Raises InvalidRequest unless a request is plainly framed, and meant for this server rather than for another one."""
     if not is_plainly_framed(request):
         raise InvalidRequest("This is not a valid HTTP request.")
+    if request.raw_path[:1] not in {"/", "*"}:
+        raise InvalidRequest("The gateway is no proxy. Send the path alone, such as /v1/chat/completions.")
 
 
 async def answer_early(request: web.BaseRequest, response: web.StreamResponse) -> None:

@@ -4,9 +4,6 @@ aiohttp leaves some waits to nobody: a parser error in the middle of a body wake
 head and first data come in one packet, and garbage behind an answer takes the answer along. Here each call has one `Call`: it
 ends when the answer is whole, when framing or connection fail, when the provider is silent for too long, or when the call's
 time is over, and whoever reads gets every byte that came before.
-
-Relies on these private parts of aiohttp 3.14, which `tests/proxy/test_upstream_protocol.py` holds against the version in use:
-`BaseConnector._factory`, `ResponseHandler._parser`, `._payload`, `._should_close`, `._reading_paused`, `._buffer_paused`.
 """
 
 from __future__ import annotations

@@ -55,7 +55,6 @@ async def edge() -> AsyncIterator[Edge]:
         "/admin/../v1/models",
         "/admin/%2e%2e",
         "/authx",
-        "http://edge/v1/models",
         "*",
     ],
 )

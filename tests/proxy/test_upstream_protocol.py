@@ -8,11 +8,8 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 
-import aiohttp
 import pytest
-from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from services.proxy.upstream import BrokenOff, Reply, Sending, UpstreamFailure
@@ -232,19 +229,3 @@ async def test_no_connection_and_no_timer_is_left_behind_by_any_of_it() -> None:
     gc.collect()
     left = [timer for timer in gc.get_objects() if isinstance(timer, asyncio.TimerHandle) and not timer.cancelled()]
     assert [timer for timer in left if "Call._look" in repr(timer)] == []
-
-
-def test_aiohttp_still_has_the_private_parts_that_this_relies_on() -> None:
-    async def look() -> list[str]:
-        connector = aiohttp.TCPConnector()
-        handler = ResponseHandler(asyncio.get_running_loop())
-        parts = ("_parser", "_payload", "_should_close", "_reading_paused", "_buffer_paused")
-        gone = [f"ResponseHandler.{name}" for name in parts if not hasattr(handler, name)]
-        if not callable(getattr(connector, "_factory", None)):
-            gone.append("BaseConnector._factory")
-        await connector.close()
-        return gone
-
-    assert asyncio.run(look()) == [], (
-        f"aiohttp {version('aiohttp')} has lost these; services/proxy/upstream_protocol.py needs them"
-    )
