@@ -14,6 +14,10 @@ MOST_VALUES: Final = 100_000
 
 _PIECE: Final = 256 * 1024
 _SEPARATORS: Final = b",[{"
+# Each digit, each letter that begins an exponent, and everything else.
+_SHAPES: Final = bytes(
+    b"0"[0] if chr(code) in "0123456789." else b"e"[0] if chr(code) in "eE" else b" "[0] for code in range(256)
+)
 _escapes = re.compile(rb"\\*").match
 
 
@@ -27,6 +31,11 @@ def has_more_values(body: bytes, most: int) -> bool:
     if len(body) <= most or separators(body) <= most:
         return False
     return _count(body, most) > most
+
+
+def has_more_exponents(body: bytes, most: int) -> bool:
+    """Whether a body may hold more numbers with an exponent than this: those in strings count too."""
+    return separators(body) > most and body.translate(_SHAPES).count(b"0e") > most
 
 
 def _count(body: bytes, most: int) -> int:

@@ -14,7 +14,7 @@ from gateway.errors import InvalidRequest, Overloaded
 from services.proxy import json_cost, reading, strict_json
 from services.proxy.dialects.openai import read_chat
 from services.proxy.json_cost import MOST_VALUES, has_more_values
-from services.proxy.reading import AT_ONCE_IF_ASCII, FEW, Reader, is_costly
+from services.proxy.reading import AT_ONCE_IF_ASCII, FEW, FEW_EXPONENTS, Reader, is_costly
 from tests.proxy.edge_harness import chat, head, running_edge, until
 
 TEXT = st.text(st.sampled_from('a,[{}]:"\\\n\u00e9\u0001'), max_size=12)
@@ -72,8 +72,10 @@ def test_commas_and_brackets_in_texts_are_not_values() -> None:
         (True, json.dumps(chat(prompt="\u00e9" * 30_000)).encode()),
         (True, json.dumps(chat(prompt="a" * AT_ONCE_IF_ASCII)).encode()),
         (True, json.dumps(chat(x=[1] * FEW)).encode()),
+        (True, json.dumps(chat(x=[1.7e308] * (FEW_EXPONENTS + 1))).encode()),
+        (False, json.dumps(chat(prompt="0e, " * 10, x=[1.5] * 2_000)).encode()),
     ],
-    ids=["small", "commas", "long", "escapes", "longer", "dense"],
+    ids=["small", "commas", "long", "escapes", "longer", "dense", "exponents", "fractions"],
 )
 async def test_a_body_is_read_alike_on_the_spot_and_in_the_process(costly: bool, body: bytes) -> None:
     reader = Reader()
