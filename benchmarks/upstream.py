@@ -41,6 +41,8 @@ CHUNK = _event([{"index": 0, "delta": {"content": "Hello there. "}, "finish_reas
 STOP = _event([{"index": 0, "delta": {}, "finish_reason": "stop"}])
 USAGE = _event([], usage=_USAGE)
 DONE = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
+_LOOKED_AT = 16 * 1024
+"""Bytes at the beginning and at the end of a large body in which its options are looked for."""
 
 
 class Upstream(asyncio.Protocol):
@@ -48,6 +50,8 @@ class Upstream(asyncio.Protocol):
 
     def __init__(self) -> None:
         self._buffer = b""
+        self._parts: list[bytes] = []
+        self._missing = 0
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
 
@@ -55,15 +59,24 @@ class Upstream(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop has classes of its own
 
     def data_received(self, data: bytes) -> None:
-        self._buffer += data
+        # The parts of a large body are put together once: this is not to be what callers beside one wait for.
+        self._parts.append(data)
+        self._missing -= len(data)
+        if self._missing > 0:
+            return
+        self._buffer += b"".join(self._parts)
+        self._parts.clear()
         end = self._buffer.find(b"\r\n\r\n")
         if end < 0:
             return
         length = _LENGTH.search(self._buffer, 0, end)
         size = end + 4 + (int(length.group(1)) if length else 0)
         if len(self._buffer) < size:
+            self._missing = size - len(self._buffer)
             return
         body, self._buffer = self._buffer[end + 4 : size], self._buffer[size:]
+        if len(body) > 2 * _LOOKED_AT:
+            body = body[:_LOOKED_AT] + body[-_LOOKED_AT:]
         if not _STREAM.search(body):
             self._transport.write(PLAIN)
             return
