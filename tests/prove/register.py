@@ -73,6 +73,11 @@ ROWS: dict[str, Row] = {
         "usage of -1, '12', 1.5, 10^18, null, parts missing",
         "spend never falls; charged at the hold or by what is plausible, marked estimated, counted; nothing crashes",
     ),
+    "L15": Row(
+        "Keys that differ only in case",
+        "each checked key in other cases, with the long s and the Kelvin sign, beside the right one and alone; nested ones",
+        "400 that names the key; nothing upstream; the books hold the other calls only",
+    ),
     "C1": Row(
         "The proxy dies",
         "5,000 accepted calls, half of them streams, 20 at a time; 200 kill -9 of proxies, each started again",

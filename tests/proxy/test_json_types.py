@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -129,3 +130,43 @@ async def test_a_whole_pair_is_a_character() -> None:
     raw = rb'{"model":"mock","messages":[{"role":"user","content":"\ud83d\ude00 \\ud83d"}]}'
     async with running_edge() as edge, edge.post(None, raw=raw) as response:
         assert response.status == 200
+
+
+PUT_IN = (b"\\ud83d", b"\\u0000", b"1e999", b"NaN", b"null,", b'"a":1,', b"\xef\xbb\xbf")
+
+
+def mutated(chance: random.Random, body: bytes) -> bytes:
+    """The body with a few bytes changed, left out, doubled or put in."""
+    found = bytearray(body)
+    for _ in range(chance.choice((1, 1, 2, 5))):
+        place = chance.randrange(len(found))
+        match chance.randrange(4):
+            case 0:
+                found[place] = chance.choice(b'{}[],:"\\0eE.-+tnf \xff\x00\xc3\xed')
+            case 1:
+                del found[place : place + chance.choice((1, 1, 10))]
+            case 2:
+                found[place:place] = found[place : place + chance.choice((1, 20))]
+            case 3:
+                found[place:place] = chance.choice(
+                    (b"\\ud83d", b"\\u0000", b"1e999", b"NaN", b"null,", b'"a":1,', b"\xef\xbb\xbf")
+                )
+    return bytes(found)
+
+
+async def test_a_body_with_bytes_changed_is_refused_or_is_valid_and_never_a_failure(capfd: pytest.CaptureFixture[str]) -> None:
+    chance, plain = random.Random(7), json.dumps(FULL | {"model": "mock", "service_tier": "auto"}).encode()
+    async with running_edge() as edge:
+        edge.auth.tokens[TOKEN].soft = True
+        for _ in range(2_000):
+            body = mutated(chance, plain)
+            passed = len(edge.provider.calls)
+            async with edge.post(None, raw=body) as response:
+                error = {} if response.status == 200 else (await response.json())["error"]
+            assert response.status in {200, 400, 404}, (response.status, error, body)
+            if response.status == 400:
+                assert len(edge.provider.calls) == passed
+                assert not {"Traceback", "msgspec", "services.", ".py"} & set(error["message"].split())
+            elif response.status == 200:
+                json.loads(body)
+    assert "request_failed" not in capfd.readouterr().err
