@@ -52,3 +52,7 @@ class Outbox(Protocol):
     def append(self, settlement: pb.RecordUsageRequest, token_key: bytes) -> None:
         """Takes how a call ended. Never raises."""
         ...
+
+    async def kept(self, request_id: str) -> None:
+        """Waits, for a moment at the most, until how a call ended outlives this process."""
+        ...

@@ -18,7 +18,7 @@ from services.proxy.dialects.openai import ChatCall
 from services.proxy.exchange import Exchange, readable
 from services.proxy.gate import Gate
 from services.proxy.outbox import token_key
-from services.proxy.providers.base import Target
+from services.proxy.providers.base import ProviderRefused, Target
 from services.proxy.providers.registry import Registry
 from services.proxy.reading import Reader, is_costly
 from services.proxy.relay import Relay
@@ -75,6 +75,9 @@ class Chat:
             except asyncio.CancelledError:
                 if ticket.settlement is None and not ticket.left:
                     ticket.hung_up()
+                raise
+            except (GatewayError, ProviderRefused):
+                await ticket.kept()
                 raise
             finally:
                 if not ticket.handed_over:

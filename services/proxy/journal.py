@@ -104,8 +104,14 @@ class Journal:
     def record(self, request_id: str, kind: Kind, body: bytes) -> bool:
         """Appends a record; False: the disk refuses, and where the call stands is written when that is over."""
         if self.writable:
+            data = encode(kind, body)
             try:
-                segment = self._append(encode(kind, body))
+                try:
+                    segment = self._append(data)
+                except OSError:
+                    if not self._segments or not self._segments[-1].broken:
+                        raise
+                    segment = self._append(data)  # the file was at fault: a new one may do
             except OSError as error:
                 self._fail(error)
             else:
@@ -113,6 +119,10 @@ class Journal:
                 return True
         self._unwritten[request_id] = None
         return False
+
+    def is_written(self, request_id: str) -> bool:
+        """Whether the file says where a call stands."""
+        return request_id not in self._unwritten
 
     def finish(self, request_ids: Iterable[str]) -> None:
         """Notes that these calls are finished; those of other processes' files are none of ours."""
@@ -173,15 +183,23 @@ class Journal:
             await asyncio.sleep(SYNC_INTERVAL)
 
     async def _sync(self) -> None:
-        for segment in [segment for segment in self._segments if segment.unsynced]:
+        for segment in [segment for segment in self._segments if segment.unsynced and not segment.broken]:
             synced, segment.unsynced = segment.unsynced, []
             try:
                 await self._on_thread(segment.sync)
             except OSError as error:
-                # The kernel may have thrown away what it could not write and will not say so twice: write it anew elsewhere.
-                segment.broken = True
-                self._unwritten.update(dict.fromkeys(synced))
-                self._fail(error)
+                self._condemn(segment, [*synced, *segment.unsynced], error)
+
+    def _condemn(self, segment: Segment, doubtful: Iterable[str], error: OSError) -> None:
+        """Gives a file up, and has all that it alone may hold written anew into another one.
+
+        The kernel may have thrown away what it could not write, of any age, and tells of it once: the next sync of the same
+        file would succeed and mean nothing.
+        """
+        segment.broken = True
+        segment.unsynced = []
+        self._unwritten.update(dict.fromkeys([*doubtful, *segment.live]))
+        self._fail(error)
 
     # -- care -----------------------------------------------------------------------------------------------------------------
 
@@ -201,9 +219,8 @@ class Journal:
         for segment in self._segments:
             if not segment.is_linked():
                 segment.broken = True
-                if segment.live:  # someone removed the file: what it holds has to be written again
-                    self._unwritten.update(dict.fromkeys(segment.live))
-                    self._fail(OSError(f"{segment.path.name} was removed"))
+                if segment.live:
+                    self._condemn(segment, segment.unsynced, OSError(f"{segment.path.name} was removed"))
         if not self.writable and not await self._recover():
             return
         if len(self._segments) > _MANY_SEGMENTS and len(self._segments[0].live) <= _FEW_CALLS:

@@ -33,6 +33,9 @@ from services.proxy.settling import Settler
 ADOPTION_INTERVAL: Final = 30.0
 SETTLEMENTS_PER_BATCH: Final = 256
 BYTES_PER_BATCH: Final = 768 * 1024  # of the 1 MiB that a batch may have; the rest is for validations and framing
+KEEPING: Final = 2.0
+"""Seconds that the end of an answer waits for its settlement, where it can neither be written nor sent."""
+_KEPT_AGAIN: Final = 0.02
 BODIES_IN_MEMORY: Final = 100_000
 # What passes, of gRPC's codes: away; or something of auth's own that nobody foresaw (a table that is missing for the moment,
 # a right that was taken away), which says nothing about the report. A report leaves only when it is refused itself.
@@ -201,6 +204,17 @@ class Outbox:
         self._set_settlement(call, settlement.SerializeToString(deterministic=True))
         self._journal.record(request_id, Kind.SETTLEMENT, call.body or b"")
         self._settler.push(request_id)
+
+    async def kept(self, request_id: str) -> None:
+        """Waits until how a call ended is on file or with the ledger, at most `KEEPING` seconds.
+
+        To be called before its caller has the end of the answer. Returns at once unless the disk refuses to write.
+        """
+        until = time.monotonic() + KEEPING
+        while time.monotonic() < until:
+            if request_id not in self._calls or self._journal.is_written(request_id):
+                return
+            await asyncio.sleep(_KEPT_AGAIN)
 
     # -- what is sent ------------------------------------------------------------------------------------------------------
 

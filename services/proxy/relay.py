@@ -92,7 +92,7 @@ class Relay:
             raise UpstreamError(f"The provider {target.provider.name} answered something that is not JSON.")
         meter.count(chunk)
         ticket.error_code = ""
-        ticket.settle()
+        await ticket.kept()
         exchange.cost_nanos = ticket.cost_nanos()
         return raw_answer(await target.provider.keys.redactor.redact_long(body))
 
@@ -109,12 +109,12 @@ class Relay:
             if failure is not None:
                 if not response.prepared:
                     raise failure
-                ticket.settle()
+                await ticket.kept()
                 await response.write_eof(errors.event(failure))
             else:
                 if not response.prepared:
                     await _begin(exchange, response)
-                ticket.settle()
+                await ticket.kept()
                 await response.write_eof(target.provider.keys.redactor.redact(meter.last or b""))
                 whole = True
         except (asyncio.CancelledError, ConnectionError):

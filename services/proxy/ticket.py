@@ -108,6 +108,11 @@ class Ticket:
             self.outbox.append(self.settlement, self.token_key)
         return self.settlement
 
+    async def kept(self) -> None:
+        """Settles, and returns when that outlives this process: before the caller has the end of the answer."""
+        self.settle()
+        await self.outbox.kept(self.request_id)
+
     def cost_nanos(self) -> int | None:
         """What the ledger charges for the settlement, by the same rule at the grant's prices; None: not known here."""
         settlement, target = self.settlement, self.target

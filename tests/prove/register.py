@@ -155,6 +155,11 @@ ROWS: dict[str, Row] = {
         "as C2; calls succeed again within 5 s",
         ("postgres",),
     ),
+    "C18": Row(
+        "The outbox's disk fails, then the proxy dies",
+        "EIO and ENOSPC on write and on fdatasync of the outbox for 10 s under calls, streams and refused calls, then kill -9",
+        "answered calls are charged their usage, refused ones nothing; no call is lost or charged twice",
+    ),
     "C16": Row(
         "The clock jumps",
         "-1 day, -1 h, +1 h, +1 day on one service at a time, 20 calls a second",

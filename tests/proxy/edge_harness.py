@@ -153,6 +153,9 @@ class FakeOutbox:
         self.appended.set()
         self.on_append(settlement)
 
+    async def kept(self, request_id: str) -> None:
+        assert self.of(request_id), "it is kept before it ended"
+
     def of(self, request_id: str) -> list[pb.RecordUsageRequest]:
         return [settlement for settlement in self.settlements if settlement.request_id == request_id]
 

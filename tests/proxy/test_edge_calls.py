@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 
@@ -86,3 +87,29 @@ async def test_the_providers_key_goes_out_and_the_clients_token_does_not(edge: E
     assert names == {"host", "accept", "accept-encoding", "content-type", "user-agent", "authorization", "content-length"}
     assert ("Authorization", f"Bearer {KEY}") in call.headers
     assert TOKEN not in str(call.headers) + call.body
+
+
+@pytest.mark.parametrize(("model", "stream"), [("mock", False), ("mock", True), ("mock-status-400", False), ("mock-cut", True)])
+async def test_the_end_of_an_answer_waits_until_its_settlement_outlives_the_process(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch, model: str, stream: bool
+) -> None:
+    asked, kept = asyncio.Event(), asyncio.Event()
+
+    async def wait(request_id: str) -> None:
+        assert edge.outbox.of(request_id)
+        asked.set()
+        await kept.wait()
+
+    monkeypatch.setattr(edge.outbox, "kept", wait)
+
+    async def call() -> bytes:
+        async with edge.post(chat(model, stream=stream)) as response:
+            return await response.read()
+
+    task = asyncio.create_task(call())
+    async with asyncio.timeout(5):
+        await asked.wait()
+        await asyncio.sleep(0.1)
+        assert not task.done()
+        kept.set()
+        await task

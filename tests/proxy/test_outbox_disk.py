@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -156,8 +157,8 @@ async def test_a_limit_on_the_size_of_files_is_survived_in_a_new_file(tmp_path):
             calls = [uuid7() for _ in range(200)]
             for request_id in calls:
                 outbox.append(report(request_id, usage_json="x" * 1000), KEY)
-            assert not outbox.writable
-            await eventually(lambda: outbox.writable, 10.0)
+            assert outbox.writable  # each file that is full was followed by another one at once
+            assert outbox._journal.files > 1
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert all(scan(file.read_bytes())[1] == [] for file in logs(tmp_path))
@@ -257,3 +258,86 @@ async def test_what_is_refused_on_a_full_disk_is_moved_aside_when_there_is_room(
         ballast.unlink()
         await eventually(lambda: registry.get_sample_value("gateway_proxy_outbox_refused_total") == 1)
     assert request_id in next(folder.glob("refused-*.log")).read_text()
+
+
+async def test_a_file_whose_sync_failed_is_given_up_with_all_that_it_alone_holds(tmp_path, monkeypatch):
+    """The kernel tells of what it lost once: a second sync of the same file would succeed and mean nothing."""
+    books = Books()
+    books.away = True
+    real = Segment.sync
+    synced: list[Path] = []
+    began, go_on = threading.Event(), threading.Event()
+
+    def sync(self):
+        synced.append(self.path)
+        if len(synced) == 1:
+            began.set()
+            go_on.wait(5)
+            raise OSError(errno.EIO, "Input/output error")
+        real(self)
+
+    monkeypatch.setattr(Segment, "sync", sync)
+    async with outbox_of(tmp_path, books, drain=0.0) as outbox:
+        outbox.opened(opened := uuid7(), KEY)
+        outbox.append(report(before := uuid7()), KEY)
+        await eventually(began.is_set)
+        outbox.append(report(meanwhile := uuid7()), KEY)
+        go_on.set()
+        await eventually(lambda: not outbox.writable)
+        await eventually(lambda: outbox.writable, 3.0)
+        assert synced.count(synced[0]) == 1
+    synced[0].unlink(missing_ok=True)  # as if nothing of it had reached the disk
+    books.away = False
+    async with outbox_of(tmp_path, books):
+        await eventually(lambda: set(books.booked) == {opened, before, meanwhile})
+    assert books.report(before) == report(before)
+    assert books.report(meanwhile) == report(meanwhile)
+    assert books.report(opened).outcome == pb.OUTCOME_SETTLED_AT_HOLD
+
+
+async def test_a_write_that_the_file_refuses_goes_into_a_new_file_at_once(tmp_path, monkeypatch):
+    books = Books()
+    books.away = True
+    real, refused = os.write, list[int]()
+
+    def write(fd, data):
+        if not refused or fd in refused:
+            refused.append(fd)
+            raise OSError(errno.EIO, "Input/output error")
+        return real(fd, data)
+
+    async with outbox_of(tmp_path, books, drain=0.0) as outbox:
+        outbox.opened(request_id := uuid7(), KEY)
+        monkeypatch.setattr(os, "write", write)
+        outbox.append(report(request_id), KEY)
+        assert outbox.writable
+        async with asyncio.timeout(0.1):
+            await outbox.kept(request_id)
+        monkeypatch.undo()
+    books.away = False
+    async with outbox_of(tmp_path, books):
+        await eventually(lambda: request_id in books.booked)
+    assert books.report(request_id) == report(request_id)
+
+
+async def test_the_end_of_a_call_is_kept_by_the_ledger_where_the_disk_refuses_it(tmp_path, monkeypatch):
+    books = Books()
+
+    def refuse(fd, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with outbox_of(tmp_path, books) as outbox:
+        outbox.opened(request_id := uuid7(), KEY)
+        outbox.opened(other := uuid7(), KEY)
+        monkeypatch.setattr(os, "write", refuse)
+        outbox.append(report(request_id), KEY)
+        assert request_id not in books.booked
+        await outbox.kept(request_id)
+        assert request_id in books.booked
+        books.away = True
+        outbox.append(report(other), KEY)
+        started = time.monotonic()
+        await outbox.kept(other)  # nothing can keep it: its caller does not wait for ever
+        assert 1.0 < time.monotonic() - started < 10.0
+        books.away = False
+        monkeypatch.undo()

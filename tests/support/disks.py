@@ -113,12 +113,21 @@ def turned_read_only(processes: Sequence[int], paths: Sequence[Path], *, opens: 
 
     The kernel remounts by itself after an error, with files open, and lets nobody else do so; so the system calls are made to
     fail as they do then. opens: whether opening fails as well: for files that are opened to be written only.
+    """
+    with failing_calls(processes, paths, _WRITES + (",openat,open" if opens else ""), "EROFS"):
+        yield
+
+
+@contextmanager
+def failing_calls(processes: Sequence[int], paths: Sequence[Path], calls: str, error: str) -> Iterator[None]:
+    """Running processes get an error from these system calls on these files.
+
+    calls: their names, with commas between. error: its name, such as `EIO`.
     Skips the test where there is no strace, or it may not do that.
     """
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
-    calls = _WRITES + (",openat,open" if opens else "")
-    command = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={calls}", "-e", f"inject={calls}:error=EROFS"]
+    command = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={calls}", "-e", f"inject={calls}:error={error}"]
     command += [argument for path in paths for argument in ("-P", str(path))]
     command += [argument for process in processes for argument in ("-p", str(process))]
     tracer = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)

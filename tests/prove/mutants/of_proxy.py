@@ -51,6 +51,22 @@ OUTBOX = (
         ),
     ),
     Mutant(
+        "failed-sync-tried-again",
+        "A file whose sync failed is given up with all that it alone holds.",
+        "services/proxy/journal.py",
+        "        self._unwritten.update(dict.fromkeys([*doubtful, *segment.live]))\n",
+        "        self._unwritten.update(dict.fromkeys(list(doubtful)[:1]))\n",
+        ("tests/proxy/test_outbox_disk.py::test_a_file_whose_sync_failed_is_given_up_with_all_that_it_alone_holds",),
+    ),
+    Mutant(
+        "end-before-it-is-kept",
+        "The end of an answer waits until its settlement outlives the process.",
+        "services/proxy/ticket.py",
+        "        await self.outbox.kept(self.request_id)\n",
+        "        pass\n",
+        ("tests/proxy/test_edge_calls.py::test_the_end_of_an_answer_waits_until_its_settlement_outlives_the_process",),
+    ),
+    Mutant(
         "made-though-not-written",
         "A call that cannot be written down is not made.",
         "services/proxy/chat.py",
