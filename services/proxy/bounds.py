@@ -13,7 +13,6 @@ import msgspec
 
 from gateway.text_bound import text_bytes
 from services.proxy.estimate import tokens_of
-from services.proxy.lookalikes import refuse_lookalikes
 
 PER_MESSAGE = 16
 """Tokens that a provider puts around a message: role, separators, priming of the answer."""
@@ -35,12 +34,6 @@ _SAMPLE = 1 << 14
 _FREE_TIERS = frozenset({"auto", "default", "flex", "standard"})
 _BOUNDED_TOOLS = frozenset({"function", "custom"})
 _LINKS = frozenset({"file_id", "url"})
-# What is asked for by name in each kind of object: no key may only look like one of these.
-_IN_MESSAGE = frozenset({"content", "audio"})
-_IN_PART = frozenset({"type", "image_url", "input_audio", "file_id", "url", "data"})
-_IN_TOOL = frozenset({"type"})
-# Whatever a tool was called with: no provider looks for keys of its own in there.
-_OPAQUE = frozenset({"arguments", "input"})
 
 
 @dataclass(slots=True)
@@ -96,9 +89,9 @@ class InputBound:
 
 
 def chat_bound(members: dict[str, Any]) -> InputBound:
-    """The bound of a chat completion. Raises InvalidRequest for a key that only looks like one that is read here.
+    """The bound of a chat completion. members: of its body, `messages` being a list of objects.
 
-    members: of its body, `messages` being a list of objects.
+    `dialects/openai_keys.py` has the keys that are read here by name: add a new one there too.
     """
     bound = InputBound()
     for message in members["messages"]:
@@ -120,7 +113,6 @@ def chat_bound(members: dict[str, Any]) -> InputBound:
 
 def _message(bound: InputBound, message: dict[str, Any]) -> None:
     bound.ceiling += PER_MESSAGE
-    refuse_lookalikes(message, _IN_MESSAGE)
     for key, value in message.items():
         kind = type(value)
         if kind is str:
@@ -137,25 +129,20 @@ def _message(bound: InputBound, message: dict[str, Any]) -> None:
             bound.ceiling += PER_NUMBER
 
 
-def _walk(bound: InputBound, value: Any, *, opaque: bool = False) -> None:
-    """Counts whatever is in a part of a message. The depth is that of a body that was read.
-
-    opaque: whether it is what a tool was called with, in which providers read no key by name.
-    """
+def _walk(bound: InputBound, value: Any) -> None:
+    """Counts whatever is in a part of a message. The depth is that of a body that was read."""
     if isinstance(value, list):
         for item in value:
             if isinstance(item, str):
                 bound.add_text(item)
             else:
-                _walk(bound, item, opaque=opaque)
+                _walk(bound, item)
     elif isinstance(value, dict):
-        if not opaque:
-            refuse_lookalikes(value, _IN_PART, suffix="_url")
         if not _is_media(bound, value):
             for key, item in value.items():
                 bound.ceiling += text_bytes(key)
                 if not isinstance(item, str):
-                    _walk(bound, item, opaque=opaque or key in _OPAQUE)
+                    _walk(bound, item)
                 elif (key in _LINKS or key.endswith("_url")) and item:
                     bound.elsewhere = True
                 else:
@@ -168,7 +155,7 @@ def _is_media(bound: InputBound, part: dict[str, Any]) -> bool:
     """Counts a part that is an image, audio or a file; False when it is none."""
     match part.get("type"):
         case "image_url" | "input_image":
-            source = _source(part, "image_url")
+            source = part.get("image_url")
             url = source.get("url") if isinstance(source, dict) else source
             if isinstance(url, str) and url[:5].lower() == "data:":
                 bound.ceiling += PER_IMAGE
@@ -176,7 +163,7 @@ def _is_media(bound: InputBound, part: dict[str, Any]) -> bool:
             else:
                 bound.elsewhere = True
         case "input_audio":
-            source = _source(part, "input_audio")
+            source = part.get("input_audio")
             data = source.get("data") if isinstance(source, dict) else None
             bound.add_unit("input_audio")
             if isinstance(data, str):
@@ -189,14 +176,6 @@ def _is_media(bound: InputBound, part: dict[str, Any]) -> bool:
         case _:
             return False
     return True
-
-
-def _source(part: dict[str, Any], name: str) -> Any:
-    """Where an image or audio is."""
-    source = part.get(name)
-    if isinstance(source, dict):
-        refuse_lookalikes(source, _IN_PART, suffix="_url")
-    return source
 
 
 def _add_json(bound: InputBound, value: Any) -> None:
@@ -222,10 +201,7 @@ def _note_endless(bound: InputBound, members: dict[str, Any], tools: list[Any]) 
     if members.get("prediction") is not None:  # what of it is rejected is charged as output beyond the limit
         found.append("prediction")
     for tool in tools:
-        kind = "unknown"
-        if isinstance(tool, dict):
-            refuse_lookalikes(tool, _IN_TOOL, "tools[]")
-            kind = tool.get("type", "function")
+        kind = tool.get("type", "function") if isinstance(tool, dict) else "unknown"
         if not (isinstance(kind, str) and kind in _BOUNDED_TOOLS):
             found.append(f"tools={_short(kind)}")
     bound.endless = list(dict.fromkeys(found))[:16]

@@ -35,7 +35,7 @@ def has_more_values(body: bytes, most: int) -> bool:
 
 def has_more_exponents(body: bytes, most: int) -> bool:
     """Whether a body may hold more numbers with an exponent than this: those in strings count too."""
-    return separators(body) > most and body.translate(_SHAPES).count(b"0e") > most
+    return len(body) > most and separators(body) > most and body.translate(_SHAPES).count(b"0e") > most
 
 
 def _count(body: bytes, most: int) -> int:

@@ -24,7 +24,7 @@ AT_ONCE_IF_ASCII: Final = 1024 * 1024
 """The same where all text is ASCII: that is counted as fast as it is copied."""
 FEW: Final = 3_000
 """JSON values at the most in a body that is read on the spot; the dearest kind takes 1 us each."""
-FEW_EXPONENTS: Final = 500
+FEW_EXPONENTS: Final = 1_000
 """Numbers with an exponent at the most; the dearest kind, near the largest double, takes 2 us each."""
 IDLE: Final = 30.0
 """Seconds after which the process ends when there is nothing to read."""

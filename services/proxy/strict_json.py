@@ -72,6 +72,8 @@ class Document:
     """The whole, as it came."""
     members: dict[str, Any]
     """Its members, decoded."""
+    has_plain_keys: bool = False
+    """Whether it is known that all keys, at any depth, are ASCII without capitals."""
 
     def edited(self, changes: Mapping[str, Any]) -> bytes:
         """The body with these members set to other values, and every other byte as it came."""
@@ -104,7 +106,7 @@ def find_places(body: bytes, keys: Collection[str]) -> Places:
     spans: dict[str, tuple[int, int]] = {}
     position = 0
     members = _decode_raw(body)
-    left = sum(key in members for key in keys)
+    left = len(members.keys() & keys)
     for key, value in members.items():
         if not left:
             break
@@ -122,7 +124,7 @@ def read(body: bytes, *, most_values: int = MOST_VALUES) -> Document:
     if has_more_values(body, most_values):
         raise InvalidRequest(f"The body holds more than {most_values} JSON values.")
     try:
-        return Document(body, _read(body))
+        return Document(body, *_read(body))
     except _Fault as fault:
         message = str(fault)
     except UnicodeDecodeError:
@@ -137,7 +139,8 @@ def read(body: bytes, *, most_values: int = MOST_VALUES) -> Document:
     raise InvalidRequest(f"The body is not valid JSON: {message}.")
 
 
-def _read(body: bytes) -> dict[str, Any]:
+def _read(body: bytes) -> tuple[dict[str, Any], bool]:
+    """The members, and whether all keys are plain."""
     if body.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         raise _Fault("it begins with a byte order mark; send plain UTF-8")
     if not body:
@@ -148,9 +151,10 @@ def _read(body: bytes) -> dict[str, Any]:
     # Each member has a colon of its own, and every other colon stands in a string. The decoder keeps the last of members with
     # the same key, so what it dropped shows as colons that nothing of the result accounts for. A colon that is written as an
     # escape would count in the result and not in the text: such bodies are read by the slow way.
-    if _ESCAPED_COLON.search(body) is not None or _colons(members) != body.count(b":") or _has_many_digits(body):
+    colons, has_plain_keys = _colons(members)
+    if _ESCAPED_COLON.search(body) is not None or colons != body.count(b":") or _has_many_digits(body):
         _read_slowly(body)
-    return members
+    return members, has_plain_keys
 
 
 def _has_many_digits(body: bytes) -> bool:
@@ -164,16 +168,22 @@ def _has_many_digits(body: bytes) -> bool:
     return any(_DIGITS.search(body, start, start + _PIECE + MAX_DIGITS) is not None for start in range(0, len(body), _PIECE))
 
 
-def _colons(members: dict[str, Any]) -> int:
-    """How many colons the text of this object has at the least. Raises _Fault where it is nested too deep."""
+def _colons(members: dict[str, Any]) -> tuple[int, bool]:
+    """How many colons the text of this object has at the least, and whether all keys are ASCII without capitals.
+
+    Raises _Fault where it is nested too deep.
+    """
     colons = 0
+    has_plain_keys = True
     level: list[Any] = [members]
     for _ in range(MAX_DEPTH):
         deeper = []
+        keys: list[str] = []
         for container in level:
             values = container
             if type(container) is dict:
-                colons += len(container) + "".join(container).count(":")
+                colons += len(container)
+                keys += container
                 values = container.values()
             for value in values:
                 kind = type(value)
@@ -182,8 +192,11 @@ def _colons(members: dict[str, Any]) -> int:
                         colons += value.count(":")
                 elif kind is dict or kind is list:
                     deeper.append(value)
+        written = "".join(keys)
+        colons += written.count(":")
+        has_plain_keys = has_plain_keys and written.isascii() and written == written.lower()
         if not deeper:
-            return colons
+            return colons, has_plain_keys
         level = deeper
     raise _Fault(f"it is nested deeper than {MAX_DEPTH} levels")
 

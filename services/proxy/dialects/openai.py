@@ -9,7 +9,7 @@ import msgspec
 
 from gateway.errors import InvalidRequest
 from services.proxy.bounds import InputBound, chat_bound
-from services.proxy.lookalikes import refuse_lookalikes
+from services.proxy.dialects.openai_keys import refuse_lookalikes_in_chat
 from services.proxy.strict_json import Document, Places, edited, find_places
 
 NAME = "openai"
@@ -22,17 +22,7 @@ MOST_CHOICES = 128
 _SECOND_MODELS = ("models", "fallbacks")
 
 
-# What is asked for by name at the top of a body: no key may only look like one of these.
-_CHECKED = frozenset(
-    {
-        *LIMITS,
-        *_SECOND_MODELS,
-        *("model", "messages", "stream", "stream_options", "n", "best_of", "thinking", "reasoning"),
-        *("tools", "functions", "service_tier", "modalities", "audio", "web_search_options", "plugins", "prediction"),
-    }
-)
-_IN_STREAM_OPTIONS = frozenset({"include_usage"})
-_CHANGED = ("model", "stream_options", *LIMITS)
+_CHANGED = frozenset({"model", "stream_options", *LIMITS})
 """What may be changed on the way to a provider."""
 
 
@@ -90,7 +80,8 @@ class ChatCall:
 def read_chat(document: Document) -> ChatCall:
     """What a chat completion asks for. Raises InvalidRequest that names the field and what it takes."""
     members = document.members
-    refuse_lookalikes(members, _CHECKED)
+    if not document.has_plain_keys:
+        refuse_lookalikes_in_chat(members)
     model = members.get("model")
     if not isinstance(model, str) or not model or len(model) > 256 or not model.isprintable():
         raise _wrong("model", "the name of a model, 1 to 256 printable characters")
@@ -106,8 +97,6 @@ def read_chat(document: Document) -> ChatCall:
     options = members.get("stream_options")
     if options is not None and not isinstance(options, dict):
         raise _wrong("stream_options", "an object")
-    if options:
-        refuse_lookalikes(options, _IN_STREAM_OPTIONS, "stream_options")
     usage_asked = options.get("include_usage") if options else None
     if usage_asked is not None and not isinstance(usage_asked, bool):
         raise _wrong("stream_options.include_usage", "true or false")
@@ -148,15 +137,12 @@ def _choices(members: dict[str, Any]) -> int:
 
 def _thinking(members: dict[str, Any]) -> int:
     """Thinking tokens as OpenAI-compatible servers take them: `thinking.budget_tokens`, `reasoning.max_tokens`."""
-    found = 0
     for name, inner in (("thinking", "budget_tokens"), ("reasoning", "max_tokens")):
         options = members.get(name)
-        if isinstance(options, dict):
-            refuse_lookalikes(options, frozenset({inner}), name)
-            value = options.get(inner)
-            if not found and type(value) is int and value > 0:
-                found = min(value, HIGHEST_LIMIT)
-    return found
+        value = options.get(inner) if isinstance(options, dict) else None
+        if type(value) is int and value > 0:
+            return min(value, HIGHEST_LIMIT)
+    return 0
 
 
 def _wrong(field: str, takes: str) -> InvalidRequest:
