@@ -113,10 +113,10 @@ OUTBOX = (
         "last-event-first",
         "The settlement is on file before the caller has the end of a stream.",
         "services/proxy/relay.py",
-        "                ticket.settle()\n"
+        "                await ticket.kept()\n"
         '                await response.write_eof(target.provider.keys.redactor.redact(meter.last or b""))\n',
         '                await response.write_eof(target.provider.keys.redactor.redact(meter.last or b""))\n'
-        "                ticket.settle()\n",
+        "                await ticket.kept()\n",
         (f"{_CALLS}::test_the_settlement_is_on_file_before_the_last_byte_leaves",),
     ),
     Mutant(
