@@ -22,6 +22,8 @@ from services.proxy.dialects.openai import ChatCall
 LENGTH: Final = struct.Struct(">Q")
 """What stands before each body and each result: its length."""
 _PIPE: Final = 1 << 20  # bytes: the most that Linux gives without a privilege; fewer switches between the two processes
+_PASSED_ON: Final = ("PYTHON", "LD_", "DYLD_")
+"""What the names of the environment variables begin with that Python may need to start; provider keys are not among them."""
 _ROOT: Final = Path(__file__).resolve().parents[2]
 
 
@@ -85,6 +87,7 @@ class BodyProcess:
             stderr=subprocess.DEVNULL,
             bufsize=0,
             cwd=_ROOT,
+            env={name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)},
             start_new_session=True,
         )
         for pipe in (process.stdin, process.stdout):

@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -117,6 +118,17 @@ async def test_a_process_that_is_gone_is_started_again_and_one_that_dies_costs_i
         assert (await reader.read(dense)).model == "mock"
     finally:
         await reader.close()
+
+
+async def test_the_process_gets_no_secret_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-a-provider-key")
+    reader = Reader()
+    try:
+        await reader.read(json.dumps(chat(x=[1] * FEW)).encode())
+        environment = psutil.Process(reader._process._process.pid).environ()
+    finally:
+        await reader.close()
+    assert "sk-a-provider-key" not in environment.values()
 
 
 async def test_the_process_ends_when_there_has_been_nothing_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
