@@ -176,3 +176,18 @@ def test_no_file_of_ours_is_too_long_to_read():
         str(path): lines for path in code if "stubs" not in path.parts and (lines := len(path.read_text().splitlines())) > 500
     }
     assert not long
+
+
+def test_each_task_that_loops_for_ever_survives_a_fault_of_one_round() -> None:
+    """A beat or a sync that ends with an exception is missed by nobody until calls lose their holds."""
+    unguarded = []
+    for name, path in modules().items():
+        if not name.startswith("services."):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.AsyncFunctionDef) and node.name.startswith(("_keep_", "watch", "_run")):
+                loops = any(isinstance(inner, ast.While) for inner in ast.walk(node))
+                guarded = any(isinstance(mark, ast.Name) and mark.id == "survives" for mark in node.decorator_list)
+                if loops and not guarded:
+                    unguarded.append(f"{name}.{node.name}")
+    assert unguarded == [], "decorate these with gateway.process.tasks.survives"

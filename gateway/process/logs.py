@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping, MutableMapping
+from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO
 from weakref import WeakSet
 
 import structlog
 from structlog.contextvars import bind_contextvars, merge_contextvars, unbind_contextvars
 
+from gateway.process.log_sink import Sink, Stream, hold_standard_descriptors
 from gateway.process.log_values import clean, hide, to_json
 
 Level = Literal["debug", "info", "warning", "error"]
@@ -59,7 +61,7 @@ def configure(level: Level, format: Format | None, service: str, *, stream: Text
     stream: where the lines go; None: standard error.
     """
     global _debugging  # noqa: PLW0603 - the logs of a process are one, as structlog's own configuration is
-    target = stream if stream is not None else sys.stderr
+    sink = _sink(stream)
     number = logging.getLevelNamesMapping()[level.upper()]
     _debugging = number <= logging.DEBUG
     common: list[structlog.typing.Processor] = [
@@ -69,14 +71,14 @@ def configure(level: Level, format: Format | None, service: str, *, stream: Text
         _service(service),
     ]
     ending: list[structlog.typing.Processor] = [structlog.processors.format_exc_info]
-    if is_json(format, target):
+    if is_json(format, stream):
         ending.append(_json)
     else:
         # Plain, as the handsome stack traces show the values of variables, and so secrets.
         plain = structlog.dev.plain_traceback
-        ending += [_cleaned, structlog.dev.ConsoleRenderer(colors=target.isatty(), exception_formatter=plain), _hidden]
-    _configure_structlog([*common, *ending], number, stream)
-    handler = logging.StreamHandler(target)
+        ending += [_cleaned, structlog.dev.ConsoleRenderer(colors=_is_terminal(stream), exception_formatter=plain), _hidden]
+    _configure_structlog([*common, *ending], number, sink)
+    handler = _Handler(sink)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=common,
@@ -93,7 +95,7 @@ def is_json(format: str | None, stream: TextIO | None = None) -> bool:
     """Whether lines are JSON. format: as it is set; what is no format counts as unset. stream: None: standard error."""
     if format in {"json", "console"}:
         return format == "json"
-    return not (stream if stream is not None else sys.stderr).isatty()
+    return not _is_terminal(stream)
 
 
 def get_logger(name: str) -> Logger:
@@ -136,11 +138,11 @@ def _hidden(_logger: Any, _method: str, event: Any) -> str:
     return hide(str(event))
 
 
-def _configure_structlog(processors: list[structlog.typing.Processor], number: int, stream: TextIO | None) -> None:
+def _configure_structlog(processors: list[structlog.typing.Processor], number: int, sink: Sink | Stream) -> None:
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=lambda *_: _Lines(stream),
+        logger_factory=lambda *_: _Lines(sink),
         cache_logger_on_first_use=False,
     )
     for logger in list(_loggers):
@@ -148,19 +150,62 @@ def _configure_structlog(processors: list[structlog.typing.Processor], number: i
 
 
 class _Lines:
-    """Writes lines, each in one piece."""
+    """Writes lines, each in one piece. A line that cannot be written fails nothing."""
 
-    def __init__(self, stream: TextIO | None) -> None:
-        self._stream = stream
+    def __init__(self, sink: Sink | Stream) -> None:
+        self._sink = sink
 
     def msg(self, line: str) -> None:
-        """Writes one line to what is standard error at this moment, unless it has a stream of its own."""
-        stream = self._stream if self._stream is not None else sys.stderr
-        stream.write(f"{line}\n")
-        stream.flush()
+        """Writes one line."""
+        self._sink.write(f"{line}\n")
 
     debug = info = warning = error = exception = critical = msg
 
 
+class _Handler(logging.Handler):
+    """The same for the lines of libraries."""
+
+    def __init__(self, sink: Sink | Stream) -> None:
+        super().__init__()
+        self._sink = sink
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes one line."""
+        try:
+            line = self.format(record)
+        except Exception:  # whatever a library logs, it goes on
+            return
+        self._sink.write(f"{line}\n")
+
+
+def _sink(stream: TextIO | None) -> Sink | Stream:
+    """Where lines go: to a thread where standard error is the process's own, at once where somebody has set a stream."""
+    if stream is not None:
+        return Stream(lambda: stream)
+    if sys.stderr is not None and sys.stderr is not sys.__stderr__:
+        return Stream(lambda: sys.stderr)
+    hold_standard_descriptors()
+    return Sink(2, _lost)
+
+
+def _lost(lines: int) -> str:
+    """The line that says how many were lost, once lines can be written again."""
+    now = datetime.now(UTC).isoformat()
+    event = {"event": "log_lines_lost", "lines": lines, "level": "warning", "timestamp": now, "module": __name__}
+    return to_json(event) + "\n"
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    target = stream if stream is not None else sys.stderr
+    try:
+        return target is not None and target.isatty()
+    except ValueError:  # it is closed
+        return False
+
+
 # Before `configure`, and in programs that never call it: warnings only, as JSON.
-_configure_structlog([structlog.processors.add_log_level, structlog.processors.format_exc_info, _json], logging.WARNING, None)
+_configure_structlog(
+    [structlog.processors.add_log_level, structlog.processors.format_exc_info, _json],
+    logging.WARNING,
+    Stream(lambda: sys.stderr),
+)

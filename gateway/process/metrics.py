@@ -21,6 +21,10 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from gateway.process.log_sink import lost_lines
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
@@ -42,6 +46,7 @@ def service_registry(service: str, *, certificate_ends: Callable[[], datetime] |
         registry=registry,
     )
     build.labels(service, version("gateway-zero"), platform.python_version()).set(1)
+    registry.register(_LostLines())
     if certificate_ends is not None:
         ends = certificate_ends
         Gauge(
@@ -50,6 +55,14 @@ def service_registry(service: str, *, certificate_ends: Callable[[], datetime] |
             registry=registry,
         ).set_function(lambda: ends().timestamp())
     return registry
+
+
+class _LostLines(Collector):
+    """Lines of the log that could not be written: asked for when the metrics are read, as the log itself cannot tell."""
+
+    def collect(self) -> Iterable[Metric]:
+        """The one series."""
+        yield CounterMetricFamily("gateway_log_lines_lost", "Lines of the log that could not be written.", value=lost_lines())
 
 
 class RpcMetrics:

@@ -12,6 +12,7 @@ from gateway.clock import Clock, to_text
 from gateway.errors import DatabaseUnavailable
 from gateway.leases import LeaseWatch
 from gateway.process.logs import get_logger
+from gateway.process.tasks import keep_looking
 from gateway.storage.database import Database
 from gateway.storage.ledger import Ledger
 from gateway.storage.operations import forget_old
@@ -55,7 +56,8 @@ class Sweeper:
         self._looks = 0
         self._stop = threading.Event()
         self._pruner = Pruner(db=db, ledger=ledger, clock=clock, metrics=metrics, days=retention_days, stop=self._stop)
-        self._thread = threading.Thread(target=self._loop, name="sweeper", daemon=True)
+        looks = {"every": INTERVAL, "stop": self._stop}
+        self._thread = threading.Thread(target=keep_looking, args=(self.look,), kwargs=looks, name="sweeper", daemon=True)
 
     def __enter__(self) -> Sweeper:
         self._thread.start()
@@ -80,10 +82,6 @@ class Sweeper:
         if swept:
             self._metrics.swept(self._clock.now().timestamp())
         self._looks += 1
-
-    def _loop(self) -> None:
-        while not self._stop.wait(INTERVAL):
-            self.look()
 
     def _sweep(self) -> None:
         now = self._clock.monotonic()

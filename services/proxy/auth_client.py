@@ -28,6 +28,7 @@ from gateway.errors import (
     Unauthenticated,
 )
 from gateway.process.logs import get_logger
+from gateway.process.tasks import survives
 from gateway.rpc.refusals import grant_of, refusal_of
 from gateway.rpc.status import from_reason, from_status
 from gateway.stubs.auth.v1 import auth_pb2 as pb
@@ -378,6 +379,7 @@ class AuthClient:
             raise
         self._outbox.acknowledged(settlements, response.settlements)
 
+    @survives
     async def _keep_beating(self) -> None:
         while True:
             try:

@@ -16,6 +16,7 @@ from typing import Final
 
 from gateway.ids import uuid7
 from gateway.process.logs import get_logger
+from gateway.process.tasks import survives
 from services.proxy.outbox_files import Kind, Segment, encode, probe, segment_name
 
 SEGMENT_BYTES: Final = 16 * 1024 * 1024
@@ -175,6 +176,7 @@ class Journal:
 
     # -- syncing --------------------------------------------------------------------------------------------------------------
 
+    @survives
     async def _keep_synced(self) -> None:
         while True:
             await self._dirty.wait()
@@ -203,6 +205,7 @@ class Journal:
 
     # -- care -----------------------------------------------------------------------------------------------------------------
 
+    @survives
     async def _keep_well(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):

@@ -23,6 +23,7 @@ from prometheus_client import CollectorRegistry
 from gateway.clock import to_text
 from gateway.errors import Internal, InvalidArgument, OutboxUnavailable, RequestTooLarge
 from gateway.process.logs import get_logger
+from gateway.process.tasks import survives
 from gateway.stubs.auth.v1.auth_pb2 import ItemError, RecordUsageRequest, SettlementResult
 from services.proxy.adoption import Group, adopt, progress_body
 from services.proxy.journal import SEGMENT_BYTES, Journal, describe
@@ -377,6 +378,7 @@ class Outbox:
 
     # -- adoption ----------------------------------------------------------------------------------------------------------
 
+    @survives
     async def _keep_adopting(self) -> None:
         while not self._closing:
             started = time.monotonic()

@@ -22,6 +22,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.process.logs import get_logger
+from gateway.process.tasks import survives
 from gateway.stubs.auth.v1 import auth_pb2 as pb
 from gateway.stubs.auth.v1 import auth_pb2_grpc
 
@@ -237,6 +238,7 @@ class Replicas:
 
     # -- who is there --------------------------------------------------------------------------------------------------------
 
+    @survives
     async def _keep_resolving(self) -> None:
         while True:
             self._take(await self._resolve())
@@ -277,6 +279,7 @@ class Replicas:
         work: list[Coroutine[Any, Any, None]] = [self._keep_watching(replica), _keep_probing(replica), _keep_listening(replica)]
         replica.tasks = [asyncio.create_task(each) for each in work]
 
+    @survives
     async def _keep_watching(self, replica: Replica) -> None:
         """Has the channel connect, whenever it is not, and tells those who wait for that."""
         while True:
@@ -287,6 +290,7 @@ class Replicas:
             await replica.channel.wait_for_state_change(state)
 
 
+@survives
 async def _keep_probing(replica: Replica) -> None:
     """Asks for nothing when nobody else asked for something, so that what is known of the server is true to life."""
     loop = asyncio.get_running_loop()
@@ -300,6 +304,7 @@ async def _keep_probing(replica: Replica) -> None:
         replica.woken.clear()
 
 
+@survives
 async def _keep_listening(replica: Replica) -> None:
     """Hears from the server whether it is serving. One that has no such service is, as far as it can be told."""
     stub = health_pb2_grpc.HealthStub(replica.channel)

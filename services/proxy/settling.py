@@ -12,6 +12,7 @@ from typing import Final
 
 from gateway.errors import GatewayError
 from gateway.process.logs import get_logger
+from gateway.process.tasks import survives
 
 TRAVEL_TIME: Final = 0.05  # seconds from one batch to the next, in which settlements gather or travel with a validation
 _AGAIN: Final = 0.25
@@ -70,6 +71,7 @@ class Settler:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    @survives
     async def _run(self) -> None:
         while True:
             await self._until_due()

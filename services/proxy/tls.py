@@ -13,6 +13,7 @@ from pathlib import Path
 from aiohttp import web
 
 from gateway.process.logs import get_logger
+from gateway.process.tasks import survives
 from gateway.process.tls import Certificate, CertificateFault, Signature, load_certificate, signature
 from services.proxy.connections import Place, Places
 
@@ -78,6 +79,7 @@ class EdgeCertificate:
         """What is served to new connections."""
         return self._current
 
+    @survives
     async def watch(self) -> None:
         """Takes over what changes in the files, until it is cancelled. A pair that cannot be used is logged and left alone."""
         while True:

@@ -155,6 +155,11 @@ ROWS: dict[str, Row] = {
         "as C2; calls succeed again within 5 s",
         ("postgres",),
     ),
+    "C17": Row(
+        "The log cannot be written",
+        "standard error of each service closed at the other end, on a full disk, a pipe that nobody reads; 20 calls a second",
+        "no call fails; beats, sweeps and settlements go on; lost lines are counted; lines come again when they can",
+    ),
     "C18": Row(
         "The outbox's disk fails, then the proxy dies",
         "EIO and ENOSPC on write and on fdatasync of the outbox for 10 s under calls, streams and refused calls, then kill -9",

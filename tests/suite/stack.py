@@ -83,6 +83,7 @@ class Stack:
         }
         self.own: dict[str, dict[str, str]] = {}  # variables of single processes, by their name
         self.processes: dict[str, subprocess.Popen[bytes] | forked.ForkedProcess] = {}
+        self.sinks: dict[str, int] = {}  # file descriptors for the logs of single processes, instead of files
         self._is_forked, self._lease = is_forked, lease
         self._starts = 0
 
@@ -140,7 +141,7 @@ class Stack:
                     env=self._environment_of(service),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
-                    stderr=log,
+                    stderr=self.sinks.get(service, log),
                 )
 
     def kill(self, service: str) -> None:

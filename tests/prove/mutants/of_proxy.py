@@ -51,6 +51,24 @@ OUTBOX = (
         ),
     ),
     Mutant(
+        "log-lines-without-bound",
+        "Lines that nobody takes are bounded and counted.",
+        "gateway/process/log_sink.py",
+        "        if self._queue.qsize() >= self._most_lines:\n",
+        "        if False:\n",
+        (
+            "tests/gateway/test_log_sink.py::test_a_pipe_that_nobody_reads_holds_nobody_up_and_what_it_loses_is_told_when_it_is_read",
+        ),
+    ),
+    Mutant(
+        "task-ends-with-its-round",
+        "A task that loops for ever survives a fault of one round.",
+        "gateway/process/tasks.py",
+        "            await asyncio.sleep(AGAIN)\n",
+        "            return\n",
+        ("tests/gateway/test_log_sink.py::test_a_task_that_fails_begins_anew",),
+    ),
+    Mutant(
         "failed-sync-tried-again",
         "A file whose sync failed is given up with all that it alone holds.",
         "services/proxy/journal.py",
