@@ -25,6 +25,9 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gateway.process.log_sink import lost_lines
+from gateway.process.logs import get_logger
+
+_log = get_logger(__name__)
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
@@ -105,10 +108,20 @@ class DatabaseMetrics:
     """Whether the database answers, as readiness finds it every second."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self._was_up: bool | None = None
         self._up = Gauge("gateway_database_up", "1 while the database answers.", registry=registry)
 
-    def watched(self, is_reachable: Callable[[], bool]) -> bool:
-        """Asks whether the database answers, and notes it."""
+    def watched(self, is_reachable: Callable[[], bool], trouble: Callable[[], str]) -> bool:
+        """Asks whether the database answers, and notes it; a change is one line of the log.
+
+        trouble: says why it does not.
+        """
         up = is_reachable()
         self._up.set(up)
+        if up is not self._was_up:
+            if not up:
+                _log.error("database_unusable", fault=trouble() or "it does not take writes")
+            elif self._was_up is not None:
+                _log.info("database_usable")
+            self._was_up = up
         return up

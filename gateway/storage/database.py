@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 import peewee
 
 from gateway.errors import DatabaseUnavailable, FailedPrecondition, InvalidArgument
+from gateway.storage import models
 from gateway.storage.faults import DRIVER_ERRORS, translated
 
 BUSY_TIMEOUT: Final = 0.25  # seconds; a caller of auth waits one second in all, so a locked database must be told soon
@@ -81,17 +82,37 @@ class Database(peewee.Database):
     def set_cache(self, kibibytes: int) -> None:
         """How much of the file each thread keeps in memory, where it is a matter of threads at all."""
 
+    trouble: str = ""
+    """Why the last `is_reachable` was false; empty: it was true."""
+
     def lock(self, query: Any) -> Any:
         """A SELECT of peewee's that reads rows in order to change them, inside `write()`."""
         return query.for_update("FOR NO KEY UPDATE") if self.is_shared else query
 
     def is_reachable(self) -> bool:
-        """Whether the database answers. It is only read: a look a second must not lock out who writes by hand."""
+        """Whether the database answers, with all tables and columns; `trouble` says what is wrong where it does not.
+
+        It is only read: a look a second must not lock out who writes by hand.
+        """
         try:
-            self.query("SELECT 1 FROM meta LIMIT 1")
-        except DatabaseUnavailable:
+            self.query(_LOOK)
+        except DatabaseUnavailable as error:
+            self.trouble = error.message
             return False
+        self.trouble = ""
         return True
+
+
+def _whole_schema() -> str:
+    """A SELECT that reads no row, and fails where a table or a column is missing."""
+    parts = []
+    for number, model in enumerate(models.ALL):
+        columns = ", ".join(field.column_name for field in model._meta.sorted_fields)
+        parts.append(f"(SELECT COUNT(*) FROM (SELECT {columns} FROM {model._meta.table_name} LIMIT 0) AS t{number})")
+    return f"SELECT {', '.join(parts)}"
+
+
+_LOOK: Final = _whole_schema()
 
 
 def connect(url: str, *, busy_timeout: float = BUSY_TIMEOUT, create: bool = True) -> Database:

@@ -290,3 +290,23 @@ class Meta(Model):
 
     class Meta:
         table_name = "meta"
+
+
+ALL: tuple[type[Model], ...] = (
+    ClientToken,
+    Request,
+    Tombstone,
+    DailyTotal,
+    Adjustment,
+    Denial,
+    Price,
+    Provider,
+    Proxy,
+    Administrator,
+    Session,
+    LoginAttempt,
+    Operation,
+    AuditRecord,
+    Meta,
+)
+"""Every table that has a model."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from typing import Final, TypeVar
+from urllib.parse import unquote, urlsplit
 
 from gateway.errors import DatabaseUnavailable, FailedPrecondition
 from gateway.storage.database import BUSY_TIMEOUT, Database, connect, refuse_read_only
+from gateway.storage.faults import DatabaseDamaged
 from gateway.storage.migrate import pending, refuse_newer
 
 T = TypeVar("T")
@@ -27,14 +29,16 @@ def for_database(
 
     busy_timeout: seconds that a writer of it waits for another one. patience: seconds until it gives up; None: never.
     tell: is given what it waits for, when that changes and every half minute.
-    Raises InvalidArgument for a URL that names no database, FailedPrecondition for a newer one and for one on a disk that is
-    mounted read-only, at once; when patience ends, whatever is still in the way.
+    Raises InvalidArgument for a URL that names no database, FailedPrecondition for a newer or damaged one and for one on a
+    disk that is mounted read-only, at once; when patience ends, whatever is still in the way.
     """
     gives_up = None if patience is None else time.monotonic() + patience
     told, tell_again = "", 0.0
     while True:
         try:
             return _open(url, busy_timeout)
+        except DatabaseDamaged as error:
+            raise FailedPrecondition(f"{_place(url)}: {error}") from error
         except (DatabaseUnavailable, _NotYetError) as error:
             if gives_up is not None and time.monotonic() >= gives_up:
                 raise FailedPrecondition(f"{error}; run `gateway init` or `gateway migrate`") from error
@@ -58,6 +62,12 @@ def while_away(step: Callable[[], T], *, tell: Callable[[str], None] = lambda _:
                 told = str(error)
                 tell(told)
         time.sleep(_POLL)
+
+
+def _place(url: str) -> str:
+    """What a URL names, without a password."""
+    parts = urlsplit(url)
+    return unquote(parts.path[1:]) if parts.scheme == "sqlite" else f"{parts.hostname}:{parts.port or 5432}{parts.path}"
 
 
 class _NotYetError(Exception):

@@ -50,7 +50,7 @@ def main() -> None:
 
             def ready() -> bool:
                 sessions.look()
-                return database.watched(db.is_reachable)
+                return database.watched(db.is_reachable, lambda: db.trouble)
 
             bind(server, settings.admin_listen, identity, renewal=renewal)
             with start_probes(settings.admin_metrics_address, lambda: server.serving, registry=registry):

@@ -73,7 +73,7 @@ def main() -> None:
                     server,
                     lame_duck=settings.lame_duck,
                     drain=settings.drain,
-                    ready=lambda: database.watched(ledger.is_working),
+                    ready=lambda: database.watched(ledger.is_working, lambda: db.trouble),
                 )
     except (SettingsError, IdentityError, BindError, GatewayError, OSError) as error:
         sys.exit(cannot_start("auth", error))
