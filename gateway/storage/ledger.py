@@ -25,6 +25,7 @@ from gateway.storage.writer import Writer
 from gateway.usage import Report, Source, State
 
 COMMIT_TIMEOUT = 2.0  # seconds that an item waits for its turn where its caller states no limit
+MOST_OPEN = 1_000  # open calls that a proxy is asked about at once
 _EXPIRE_AT_ONCE = 200  # rows, so that calls wait for one of the sweeper's transactions no longer than for one of their own
 
 
@@ -123,6 +124,19 @@ class Ledger:
             " LEFT JOIN proxies ON proxies.id = open.proxy_id"
         )
         return {proxy_id: int(beat) for proxy_id, beat in rows}
+
+    def open_calls(self, proxy_id: str, *, admitted_before: str = "", among: Collection[str] = ()) -> list[str]:
+        """The open calls of a proxy process, the oldest first.
+
+        admitted_before: only those admitted before this moment, at most `MOST_OPEN`; empty: all. among: only these; empty: all.
+        """
+        sql, values = "SELECT request_id FROM requests WHERE state = 'admitted' AND proxy_id = ?", [proxy_id]
+        if admitted_before:
+            sql, values = f"{sql} AND admitted_at < ?", [*values, admitted_before]
+        if among:
+            sql, values = f"{sql} AND request_id IN ({','.join('?' * len(among))})", [*values, *among]
+        most = f" LIMIT {MOST_OPEN}" if admitted_before else ""
+        return [row[0] for row in self._db.query(f"{sql} ORDER BY request_id{most}", values)]
 
     def leases(self) -> list[Lease]:
         """The open calls of internal services."""

@@ -22,6 +22,7 @@ ACCESS: Final[AccessTable] = {
     f"/{SERVICE}/GetTokenUsage": _READS_BOOKS,
     f"/{SERVICE}/ListModels": _READS_BOOKS,
     f"/{SERVICE}/Beat": _PROXY_ALONE,
+    f"/{SERVICE}/ReleaseUnsent": _PROXY_ALONE,
     f"/{SERVICE}/RenewLease": _MAKES_CALLS,
 }
 

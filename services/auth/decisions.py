@@ -55,6 +55,11 @@ class Decisions:
             self._tell_settlements(reports, outcome.settlements)
         return outcome
 
+    def disowned(self, proxy_id: str, calls: int) -> None:
+        """Notes that a proxy process did not know calls that stood as open for it, and that they ended at their hold."""
+        self._metrics.expired(calls)
+        _log.warning("calls_disowned", proxy_id=proxy_id, calls=calls)
+
     def _tell_admissions(self, admissions: Sequence[Admission], answers: Sequence[Admitted | GatewayError]) -> None:
         counts: Counter[tuple[str, str]] = Counter()
         debugging = logs.debugging()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 import grpc
 
 from gateway.admission import Admission, Admitted, Settled
-from gateway.clock import Clock
+from gateway.clock import Clock, to_text
 from gateway.errors import BudgetExhausted, GatewayError, Internal, InvalidArgument, Refusal, TokenUnknown
 from gateway.limits import check_address, period_end, rate_limits
 from gateway.patterns import matches, models_of_text
@@ -152,8 +152,22 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
     def Beat(self, request: pb.BeatRequest, context: grpc.ServicerContext) -> pb.BeatResponse:
         """A sign of life of a proxy process."""
         wire.check_beat(request)
+        disowned = list(request.disowned_request_ids)
         self._ledger.beat(request.proxy_id, request.host)
-        return pb.BeatResponse()
+        if disowned and (ended := self._ledger.expire(request_ids=self._ledger.open_calls(request.proxy_id, among=disowned))):
+            self._decisions.disowned(request.proxy_id, ended)
+        since = to_text(self._clock.now() - timedelta(seconds=wire.OPEN_FOR_LONG_SECONDS))
+        return pb.BeatResponse(open_request_ids=self._ledger.open_calls(request.proxy_id, admitted_before=since))
+
+    def ReleaseUnsent(self, request: pb.ReleaseUnsentRequest, context: grpc.ServicerContext) -> pb.ReleaseUnsentResponse:
+        """Releases what a dead proxy process had admitted and never sent."""
+        wire.check_unsent(request)
+        sent = frozenset(request.sent_request_ids)
+        unsent = [one for one in self._ledger.open_calls(request.proxy_id) if one not in sent]
+        reports = [wire.not_sent(request_id, principal().caller.name) for request_id in unsent]
+        for start in range(0, len(reports), _MAX_SETTLEMENTS):
+            self._decisions.commit(reports[start : start + _MAX_SETTLEMENTS], [], timeout=_time_left(context))
+        return pb.ReleaseUnsentResponse(released=len(unsent))
 
     def RenewLease(self, request: pb.RenewLeaseRequest, context: grpc.ServicerContext) -> pb.RenewLeaseResponse:
         """Keeps calls of an internal service open."""

@@ -19,6 +19,7 @@ from gateway.quota import Call
 from gateway.rpc.identity import Caller
 from gateway.rpc.refusals import denial_of
 from gateway.rpc.status import code_of
+from gateway.storage.ledger import MOST_OPEN
 from gateway.storage.token_usage import Call as RecentCall
 from gateway.storage.token_usage import ModelTotals
 from gateway.stubs.auth.v1 import auth_pb2 as pb
@@ -27,6 +28,7 @@ from gateway.usage import UNITS, Outcome, Report, Source
 
 PROXY_LEASE_SECONDS: Final = 60
 SERVICE_LEASE_SECONDS: Final = 600
+OPEN_FOR_LONG_SECONDS: Final = 30  # a call that its proxy does not know by then is none that is just being answered
 _MAX_TOKENS: Final = 1_000_000_000
 _MAX_LIMIT: Final = 1_000_000_000_000
 _MAX_SECRET: Final = 4_096
@@ -156,6 +158,18 @@ def check_beat(message: pb.BeatRequest) -> None:
     """Raises InvalidArgument unless this is a proxy process."""
     _uuid("proxy_id", message.proxy_id)
     _text("host", message.host, 200)
+    _most("disowned_request_ids", message.disowned_request_ids, MOST_OPEN)
+
+
+def check_unsent(message: pb.ReleaseUnsentRequest) -> None:
+    """Raises InvalidArgument unless this names a proxy process and not too many calls."""
+    _uuid("proxy_id", message.proxy_id)
+    _most("sent_request_ids", message.sent_request_ids, 10_000)
+
+
+def not_sent(request_id: str, identity: str) -> Report:
+    """The report on a call that was admitted and never made."""
+    return Report(request_id, Outcome.RELEASED, identity, error_code="not_sent")
 
 
 def validation_to_proto(answer: Admitted | GatewayError, *, by_proxy: bool) -> pb.ValidateTokenResponse:

@@ -21,7 +21,8 @@ from gateway.stubs.auth.v1.auth_pb2 import (
     RecordUsageRequest,
     UsageItem,
 )
-from services.proxy.outbox_files import Kind, Record, Segment, groups, remove_unfinished, scan
+from services.proxy import outbox_tally
+from services.proxy.outbox_files import Kind, Record, Segment, groups, remove_unfinished, scan, segment_name, stem_of
 
 PROXY_DIED: Final = "proxy_died"
 _log = get_logger(__name__)
@@ -49,6 +50,7 @@ class Group:
     waiting: the calls whose settlement nobody has acknowledged yet; when it is empty the files can go.
     damaged: how many of the files were damaged.
     kept: damaged files whose damaged parts could not be copied; they are renamed instead of removed.
+    whole_of: the process whose calls all stand here; empty: something may be missing.
     """
 
     segments: list[Segment]
@@ -56,6 +58,7 @@ class Group:
     waiting: set[str] = field(default_factory=set)
     damaged: int = 0
     kept: list[Segment] = field(default_factory=list)
+    whole_of: str = ""
 
     def remove(self) -> None:
         """Takes the files away, the oldest first, so that no settlement goes before its `opened`. Raises OSError."""
@@ -65,6 +68,9 @@ class Group:
                 segment.path.rename(_aside(segment.path))
             segment.remove()
             del self.segments[0]
+            if not self.segments:
+                tally = outbox_tally.path_of(segment.path.parent, stem_of(segment.path))
+                tally.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Unlocks the files and leaves them to the next process."""
@@ -81,6 +87,7 @@ def adopt(directory: Path) -> list[Group]:
             group = _take(paths)
             if group is not None:
                 _read(group)
+                group.whole_of = _whole_of(group, directory, stem)
                 adopted.append(group)
         except OSError as error:
             _log.warning("outbox_file_unreadable", stem=stem, error=str(error))
@@ -90,6 +97,15 @@ def adopt(directory: Path) -> list[Group]:
 def progress_body(report: bytes, last_second: int) -> bytes:
     """The body of a progress record: the output tokens of the last second, then the serialized report as it would be now."""
     return _LAST_SECOND.pack(last_second) + report
+
+
+def _whole_of(group: Group, directory: Path, stem: str) -> str:
+    """The process whose calls all stand in these files; empty where they may have been cut, or the machine stopped since."""
+    told = outbox_tally.read(directory, stem)
+    last = group.segments[-1]
+    if told is None or group.damaged or (last.path.name, last.size) != (segment_name(stem, told.number), told.size):
+        return ""
+    return told.proxy_id
 
 
 def _take(paths: list[Path]) -> Group | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -52,6 +52,7 @@ _SETTLE_TIMEOUT_BESIDE: Final = 2.0  # the same where another server can take th
 _UNAVAILABLE: Final = grpc.StatusCode.UNAVAILABLE.value[0]
 # What auth says before it does anything. To the caller these are a fault of ours: he is neither unknown nor forbidden.
 _OUR_FAULT: Final = (PermissionDenied, Unauthenticated, RequestTooLarge)
+_NOTHING_DONE: Final = (DatabaseUnavailable, PermissionDenied, Unauthenticated)
 
 _log = get_logger(__name__)
 
@@ -97,7 +98,7 @@ class AuthClient:
     async def start(self) -> None:
         """Begins to connect and to beat, and lets the outbox settle."""
         await self._replicas.start()
-        self._outbox.start(self._settle)
+        self._outbox.start(self._settle, self._release_unsent)
         self._run(self._keep_beating())
 
     async def close(self) -> None:
@@ -263,7 +264,8 @@ class AuthClient:
             error = from_status(fault) if isinstance(fault, grpc.aio.AioRpcError) else fault
             for waiting in batch:
                 waiting.in_flight = False
-                waiting.lost |= not isinstance(error, (DatabaseUnavailable, *_OUR_FAULT))
+                # An answer that is too large, or garbled, was an answer: what it says was committed.
+                waiting.lost |= not isinstance(error, _NOTHING_DONE)
             if isinstance(error, (AuthUnavailable, DatabaseUnavailable, Overloaded)):
                 return batch
             if error is fault:
@@ -364,6 +366,15 @@ class AuthClient:
             response = await replica.ask(replica.stub.BatchRecordUsage, request, seconds)
         return list(response.settlements)
 
+    async def _release_unsent(self, proxy_id: str, sent: Sequence[str]) -> None:
+        """Has auth release what a dead process never sent, for the outbox. Raises GatewayError."""
+        replica = self._chosen()
+        request = pb.ReleaseUnsentRequest(proxy_id=proxy_id, sent_request_ids=sent)
+        with _faults():
+            response = await replica.ask(replica.stub.ReleaseUnsent, request, _SETTLE_TIMEOUT)
+        if response.released:
+            _log.info("unsent_calls_released", proxy_id=proxy_id, calls=response.released)
+
     async def _settle_pending(self, key: bytes, until: float) -> None:
         """Has what a token still has in the outbox booked, so that its holder finds the call that has just been answered."""
         settlements = self._outbox.pending({key})
@@ -385,12 +396,19 @@ class AuthClient:
             try:
                 replica = self._chosen()
                 with _faults():
-                    await replica.ask(replica.stub.Beat, self._beat, PROBE_INTERVAL)
+                    heard = await replica.ask(replica.stub.Beat, self._beat, PROBE_INTERVAL)
             except GatewayError as error:
                 _log.info("auth does not hear this proxy", reason=error.reason)
                 await asyncio.sleep(_RETRY * 10)
-            else:
-                await asyncio.sleep(BEAT_INTERVAL)
+                continue
+            # What stands as open for this process and is not known to it ended long ago, in a ledger that was put back to an
+            # older copy: its hold, and its place among the token's parallel calls, would last as long as this process beats.
+            unknown = [request_id for request_id in heard.open_request_ids if not self._outbox.knows(request_id)]
+            del self._beat.disowned_request_ids[:]
+            self._beat.disowned_request_ids.extend(unknown)
+            if unknown:
+                _log.warning("calls_disowned", calls=len(unknown))
+            await asyncio.sleep(BEAT_INTERVAL)
 
     def _chosen(self) -> Replica:
         """The server to be asked next. Raises AuthUnavailable."""

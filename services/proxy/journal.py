@@ -18,6 +18,7 @@ from gateway.ids import uuid7
 from gateway.process.logs import get_logger
 from gateway.process.tasks import survives
 from services.proxy.outbox_files import Kind, Segment, encode, probe, segment_name
+from services.proxy.outbox_tally import Tally
 
 SEGMENT_BYTES: Final = 16 * 1024 * 1024
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -48,6 +49,8 @@ class Journal:
     ) -> None:
         self.writable = True
         self.stem = stem
+        self._proxy_id = stem
+        self._tally: Tally | None = None
         self._directory = directory
         self._snapshot = snapshot
         self._segment_bytes = segment_bytes
@@ -67,6 +70,7 @@ class Journal:
             if (self._directory / segment_name(self.stem, 0)).exists():
                 self.stem = uuid7()
             self._rotate()
+            self._tally = Tally(self._directory, self.stem, self._proxy_id)
         except OSError as error:
             if error.errno not in _FULL:
                 raise
@@ -87,6 +91,8 @@ class Journal:
             await self._sync()
         else:
             await self._on_thread(self._remove, self._segments)
+        if self._tally is not None:
+            self._tally.close(remove=not self._homes)
         for segment in self._segments:
             segment.close()
         self._segments = []
@@ -152,6 +158,8 @@ class Journal:
             # These tell of the file and not of the disk: a new one may do. An empty one is no better than another empty one.
             current.broken |= error.errno in _BAD_FILE and current.size > 0
             raise
+        if self._tally is not None:
+            self._tally.note(self._made - 1, current.size)
         return current
 
     def _rotate(self) -> Segment:

@@ -21,10 +21,18 @@ from google.protobuf.json_format import MessageToDict
 from prometheus_client import CollectorRegistry
 
 from gateway.clock import to_text
-from gateway.errors import Internal, InvalidArgument, OutboxUnavailable, RequestTooLarge
+from gateway.errors import GatewayError, Internal, InvalidArgument, OutboxUnavailable, RequestTooLarge
 from gateway.process.logs import get_logger
 from gateway.process.tasks import survives
-from gateway.stubs.auth.v1.auth_pb2 import ItemError, RecordUsageRequest, SettlementResult
+from gateway.stubs.auth.v1.auth_pb2 import (
+    OUTCOME_RELEASED,
+    OUTCOME_SETTLED_AT_HOLD,
+    USAGE_SOURCE_ESTIMATED,
+    USAGE_SOURCE_NONE,
+    ItemError,
+    RecordUsageRequest,
+    SettlementResult,
+)
 from services.proxy.adoption import Group, adopt, progress_body
 from services.proxy.journal import SEGMENT_BYTES, Journal, describe
 from services.proxy.outbox_files import Kind, Segment, append_text
@@ -32,6 +40,10 @@ from services.proxy.outbox_metrics import OutboxMetrics
 from services.proxy.settling import Settler
 
 ADOPTION_INTERVAL: Final = 30.0
+UNSENT_FOR: Final = 90.0
+"""Seconds for which a dead process's calls that were never sent are released: auth, were it stopped, may admit some yet."""
+UNSENT_EVERY: Final = 2.0
+MOST_SENT: Final = 10_000
 SETTLEMENTS_PER_BATCH: Final = 256
 BYTES_PER_BATCH: Final = 768 * 1024  # of the 1 MiB that a batch may have; the rest is for validations and framing
 KEEPING: Final = 2.0
@@ -41,8 +53,10 @@ BODIES_IN_MEMORY: Final = 100_000
 # What passes, of gRPC's codes: away; or something of auth's own that nobody foresaw (a table that is missing for the moment,
 # a right that was taken away), which says nothing about the report. A report leaves only when it is refused itself.
 _PASSING: Final = frozenset({0, 2, 13, 14})
+_INVALID: Final = 3  # INVALID_ARGUMENT: what the report says is at fault, and not what it is about
 _NO_KEY: Final = b""
 
+Release = Callable[[str, Sequence[str]], Awaitable[None]]
 Send = Callable[[list[RecordUsageRequest]], Awaitable[list[SettlementResult]]]
 _log = get_logger(__name__)
 
@@ -72,6 +86,8 @@ class _Call:
     output: int = 0
     elapsed_ms: int = field(default=-1)
     since: float = 0.0
+    replaced: bool = False
+    """Whether the ledger refused its settlement for what it says, and a plain one stands in its place."""
 
 
 class Outbox:
@@ -93,6 +109,8 @@ class Outbox:
         self._journal = Journal(directory, proxy_id, snapshot=self._snapshot, segment_bytes=segment_bytes)
         self._settler = Settler(self._deliver)
         self._send: Send | None = None
+        self._release: Release | None = None
+        self._unsent: dict[str, tuple[list[str], float]] = {}  # by dead process: what it sent, and until when it is told
         self._tasks: list[asyncio.Task[None]] = []
         self._metrics = OutboxMetrics(
             registry or CollectorRegistry(),
@@ -128,16 +146,19 @@ class Outbox:
             raise OutboxUnavailable(f"{reason}: give the proxy a directory that it may write to") from error
         return outbox
 
-    def start(self, send: Send) -> None:
+    def start(self, send: Send, release: Release | None = None) -> None:
         """Starts sending, syncing and adopting; needs the running loop.
+
+        release: has the ledger release what a dead process, given by its id, had admitted and is not among the calls given.
 
         send: gives settlements to the ledger, at most 256, and returns one result for each in order; raises GatewayError when
         the ledger did not answer.
         """
         self._send = send
+        self._release = release
         self._journal.start()
         self._settler.start()
-        self._tasks = [asyncio.create_task(self._keep_adopting())]
+        self._tasks = [asyncio.create_task(self._keep_adopting()), asyncio.create_task(self._keep_releasing())]
 
     async def close(self, drain: float) -> None:
         """Sends what is pending for at most `drain` seconds; what is left stays on file for the next process."""
@@ -156,6 +177,10 @@ class Outbox:
     def writable(self) -> bool:
         """Whether a call that is made now could be written down."""
         return self._journal.writable
+
+    def knows(self, request_id: str) -> bool:
+        """Whether a call is open here, or its settlement is still to be acknowledged."""
+        return request_id in self._calls
 
     # -- what a call reports -----------------------------------------------------------------------------------------------
 
@@ -252,6 +277,8 @@ class Outbox:
                 finished.append(call.request_id)
             elif result.error.code in _PASSING:
                 self._settler.push(call.request_id, again=True)
+            elif result.error.code == _INVALID and not call.replaced:
+                self._replace(call, result.error)
             else:
                 refused.append((call, result.error))
         if refused:
@@ -376,6 +403,23 @@ class Outbox:
         self._metrics.refused.inc(len(refused))
         return [call.request_id for call, _ in refused]
 
+    def _replace(self, call: _Call, error: ItemError) -> None:
+        """Moves aside a settlement whose content the ledger will never take, and ends the call by a plain one.
+
+        What was not served is released, what was is charged at the hold: otherwise the hold would last as long as this process.
+        """
+        refused = RecordUsageRequest.FromString(self._body(call))
+        self._refuse([(call, error)])
+        plain = RecordUsageRequest(request_id=call.request_id, error_code="settlement_refused", source=USAGE_SOURCE_ESTIMATED)
+        plain.outcome = OUTCOME_SETTLED_AT_HOLD
+        if refused.outcome == OUTCOME_RELEASED:
+            plain.outcome, plain.source = OUTCOME_RELEASED, USAGE_SOURCE_NONE
+        call.replaced = True
+        call.body = plain.SerializeToString(deterministic=True)
+        call.length, call.place = len(call.body), None
+        self._journal.record(call.request_id, Kind.SETTLEMENT, call.body)
+        self._settler.push(call.request_id)
+
     # -- adoption ----------------------------------------------------------------------------------------------------------
 
     @survives
@@ -396,6 +440,9 @@ class Outbox:
         for group in await asyncio.to_thread(adopt, self._directory):
             self._groups.append(group)
             self._metrics.corrupt.inc(group.damaged)
+            sent = [orphan.request_id for orphan in group.orphans]
+            if group.whole_of and len(sent) <= MOST_SENT:
+                self._unsent[group.whole_of] = (sent, time.monotonic() + UNSENT_FOR)
             if group.orphans:
                 _log.info("outbox_adopted", file=group.segments[0].path.name, calls=len(group.orphans))
             for number, orphan in enumerate(group.orphans):
@@ -409,6 +456,20 @@ class Outbox:
                     await asyncio.sleep(0)
             group.orphans.clear()
         await self._drop_groups()
+
+    @survives
+    async def _keep_releasing(self) -> None:
+        """Has the ledger release what dead processes never sent: their files are whole, and do not name it."""
+        while not self._closing:
+            for proxy_id, (sent, until) in list(self._unsent.items()):
+                try:
+                    if self._release is not None:
+                        await self._release(proxy_id, sent)
+                except GatewayError as error:  # auth is away, or too old to know what is asked: the lease ends those calls
+                    _log.debug("unsent_calls_not_released", reason=error.reason)
+                if time.monotonic() > until:
+                    del self._unsent[proxy_id]
+            await asyncio.sleep(UNSENT_EVERY if self._unsent else 0.2)
 
     async def _drop_groups(self) -> None:
         """Removes the files of dead processes of which everything is acknowledged."""

@@ -227,6 +227,12 @@ def segment_name(stem: str, number: int) -> str:
     return f"{stem}.{number}.log" if number else f"{stem}.log"
 
 
+def stem_of(path: Path) -> str:
+    """The stem of an outbox file's name."""
+    match = _NAME.fullmatch(path.name)
+    return match["stem"] if match else path.stem
+
+
 def groups(directory: Path) -> dict[str, list[Path]]:
     """The files in a directory by their stem, each group from its first file on. Raises OSError."""
     found: dict[str, list[tuple[int, Path]]] = {}

@@ -124,6 +124,8 @@ class FakeAuthService(auth_pb2_grpc.AuthServiceServicer):
     """The servicer, and the faults that it can have.
 
     item_seconds: work for each item. flowing: while it is not set, nothing is done. swallow: what is done is not answered.
+    too_large: what is done is answered with this status instead, as gRPC does with an answer above its limit.
+    open_request_ids: what is told to stand as open for whoever beats. disowned: what those said that they do not know.
     database_away: nothing can be done, and says so for each item. forbidden: the caller's identity may do nothing.
     """
 
@@ -133,6 +135,9 @@ class FakeAuthService(auth_pb2_grpc.AuthServiceServicer):
         self.flowing = threading.Event()
         self.flowing.set()
         self.swallow = False
+        self.too_large: grpc.StatusCode | None = None
+        self.open_request_ids: list[str] = []
+        self.disowned: list[str] = []
         self.database_away = False
         self.forbidden = False
         self.batches: list[tuple[int, int]] = []
@@ -180,7 +185,8 @@ class FakeAuthService(auth_pb2_grpc.AuthServiceServicer):
     def Beat(self, request, context):
         self._enter(request, context)
         self.beats += 1
-        return pb.BeatResponse()
+        self.disowned += request.disowned_request_ids
+        return pb.BeatResponse(open_request_ids=self.open_request_ids)
 
     def _enter(self, request, context) -> None:
         self.sizes.append(request.ByteSize())
@@ -190,6 +196,8 @@ class FakeAuthService(auth_pb2_grpc.AuthServiceServicer):
             context.abort(grpc.StatusCode.PERMISSION_DENIED, "this identity may not call this")
 
     def _leave(self, response, context):
+        if self.too_large is not None:
+            context.abort(self.too_large, "the answer did not come through")
         if self.swallow:
             while context.is_active():
                 time.sleep(0.01)

@@ -165,6 +165,21 @@ ROWS: dict[str, Row] = {
         "EIO and ENOSPC on write and on fdatasync of the outbox for 10 s under calls, streams and refused calls, then kill -9",
         "answered calls are charged their usage, refused ones nothing; no call is lost or charged twice",
     ),
+    "C19": Row(
+        "The database is away or read-only for long",
+        "70 s without the database, under streams of 90 s; calls before, during and after",
+        "no live call expires, no stream is cut; new calls 503; normal 2 s after",
+    ),
+    "C21": Row(
+        "The proxy dies between admission and sending",
+        "40 calls, of which auth has admitted some and the proxy has not heard yet, kill -9 of it; the outbox whole, and cut",
+        "whole: released when it is adopted, nothing charged; cut: charged the hold, marked estimated",
+    ),
+    "C22": Row(
+        "The ledger is put back",
+        "the database replaced by an older copy with calls open, while the proxies live on",
+        "those calls end within 2 minutes by rule; the token is not locked; the books agree",
+    ),
     "C16": Row(
         "The clock jumps",
         "-1 day, -1 h, +1 h, +1 day on one service at a time, 20 calls a second",

@@ -353,3 +353,69 @@ async def test_of_very_many_entries_most_stay_on_the_disk(tmp_path, monkeypatch)
         books.away = False
         await eventually(lambda: len(books.booked) == 100)
     assert all(books.report(request_id) == report(request_id) for request_id in ids)
+
+
+# -- calls that were admitted and never sent ----------------------------------------------------------------------------------
+
+
+class Released:
+    """Takes what is to be released of dead processes."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, list[str]]] = []
+
+    async def __call__(self, proxy_id: str, sent: list[str]) -> None:
+        self.told.append((proxy_id, sorted(sent)))
+
+
+async def released_of(folder) -> list[tuple[str, list[str]]]:
+    """What a process that adopts this folder has released."""
+    books, released = Books(), Released()
+    outbox = Outbox.open(folder, proxy_id=uuid7())
+    outbox.start(books.send, released)
+    await eventually(lambda: not outbox._groups and len(logs(folder)) <= 1)
+    await asyncio.sleep(0.5)
+    await outbox.close(1.0)
+    return released.told
+
+
+@pytest.mark.parametrize("calls", [0, 1, 100])
+async def test_who_adopts_a_whole_outbox_names_what_was_sent_and_has_the_rest_released(tmp_path, calls):
+    dead = Outbox.open(tmp_path, proxy_id=(proxy_id := uuid7()), segment_bytes=1000)
+    sent = sorted(uuid7() for _ in range(calls))
+    for request_id in sent:
+        dead.opened(request_id, KEY)
+    await die(dead)
+    assert (await released_of(tmp_path))[:1] == [(proxy_id, sent)]
+    assert list(tmp_path.glob("*.tally")) == []
+
+
+async def test_of_an_outbox_that_was_cut_nothing_is_taken_for_not_sent(tmp_path):
+    for cut in (1, 10, len(opened_record(uuid7()))):  # within a record, and the whole of the last one
+        folder = tmp_path / str(cut)
+        dead = Outbox.open(folder, proxy_id=uuid7())
+        for _ in range(3):
+            dead.opened(uuid7(), KEY)
+        await die(dead)
+        [file] = logs(folder)
+        os.truncate(file, file.stat().st_size - cut)
+        assert await released_of(folder) == []
+
+
+async def test_after_a_reboot_or_without_a_tally_nothing_is_taken_for_not_sent(tmp_path, monkeypatch):
+    for name in ("rebooted", "older"):
+        dead = Outbox.open(tmp_path / name, proxy_id=uuid7())
+        dead.opened(uuid7(), KEY)
+        await die(dead)
+    [tally] = (tmp_path / "older").glob("*.tally")
+    tally.unlink()
+    assert await released_of(tmp_path / "older") == []
+    monkeypatch.setattr("services.proxy.outbox_tally.boot_id", lambda: "0e0b1c2d-0000-4000-8000-000000000000")
+    assert await released_of(tmp_path / "rebooted") == []
+
+
+async def test_an_orderly_end_leaves_no_tally(tmp_path):
+    async with outbox_of(tmp_path, Books()) as outbox:
+        outbox.opened(request_id := uuid7(), KEY)
+        outbox.append(report(request_id), KEY)
+    assert list(tmp_path.iterdir()) == []

@@ -395,3 +395,54 @@ async def test_adoption_and_sending_keep_the_loop_free(tmp_path, monkeypatch):
             await asyncio.sleep(0)
             worst = max(worst, time.thread_time() - before)
     assert worst < 0.25
+
+
+@pytest.mark.parametrize(
+    ("outcome", "plain"),
+    [
+        (pb.OUTCOME_SETTLED, (pb.OUTCOME_SETTLED_AT_HOLD, pb.USAGE_SOURCE_ESTIMATED)),
+        (pb.OUTCOME_RELEASED, (pb.OUTCOME_RELEASED, pb.USAGE_SOURCE_NONE)),
+    ],
+)
+async def test_a_report_whose_content_the_ledger_refuses_is_moved_aside_and_its_call_ends_by_a_plain_one(
+    tmp_path, outcome, plain
+):
+    books = Books()
+    taken: list[pb.RecordUsageRequest] = []
+
+    async def send(settlements):
+        taken.extend(settlements)
+        if settlements[0].status > 599:
+            return [
+                pb.SettlementResult(error=pb.ItemError(code=3, reason="INVALID_ARGUMENT", message="status"))
+                for _ in settlements
+            ]
+        return await books.send(settlements)
+
+    outbox = Outbox.open(tmp_path, proxy_id=uuid7())
+    outbox.start(send)
+    bad = report(request_id := uuid7())
+    bad.outcome, bad.status = outcome, 700
+    outbox.opened(request_id, KEY)
+    outbox.append(bad, KEY)
+    await eventually(lambda: request_id in books.booked)
+    ended = books.report(request_id)
+    assert (ended.outcome, ended.source) == plain
+    assert (ended.error_code, ended.status) == ("settlement_refused", 0)
+    await outbox.close(1.0)
+    assert '"status": 700' in next(tmp_path.glob("refused-*.log")).read_text()
+
+
+async def test_a_plain_report_that_is_refused_too_is_given_up(tmp_path):
+    tries = []
+
+    async def send(settlements):
+        tries.append(len(settlements))
+        return [pb.SettlementResult(error=pb.ItemError(code=3, reason="INVALID_ARGUMENT", message="no")) for _ in settlements]
+
+    outbox = Outbox.open(tmp_path, proxy_id=uuid7())
+    outbox.start(send)
+    outbox.append(report(uuid7()), KEY)
+    await eventually(lambda: outbox.weight(KEY)[0] == 0)
+    assert len(tries) == 2
+    await outbox.close(1.0)

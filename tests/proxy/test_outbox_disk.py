@@ -134,6 +134,8 @@ async def test_a_read_only_disk_is_told_at_the_start_and_survived_later(small_di
         segment = outbox._journal._segments[0]
         writable, segment.fd = segment.fd, os.open(segment.path, os.O_RDONLY)
         os.close(writable)
+        outbox._journal._tally.close(remove=False)
+        outbox._journal._tally = None
         await asyncio.to_thread(subprocess.run, [*remount[:2], "remount,ro", str(small_disk)], check=True)
         with pytest.raises(OutboxUnavailable):
             outbox.opened(uuid7(), KEY)

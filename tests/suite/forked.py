@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from services.auth import sweeper
+from services.auth import sweeper, wire
 
 SERVICES = ("auth", "admin", "proxy")
 
@@ -75,7 +75,7 @@ def _parent() -> subprocess.Popen[str]:
 def start(service: str, environment: Mapping[str, str], log: Path, lease: float | None = None) -> ForkedProcess:
     """Starts a service: `auth`, `admin` or `proxy`.
 
-    lease: the seconds that a proxy's beat may be missed; None: as long as it is.
+    lease: the seconds that a proxy's beat may be missed, and a third of it until it is asked about a call; None: as they are.
     """
     parent = _parent()
     assert parent.stdin is not None and parent.stdout is not None
@@ -115,6 +115,7 @@ def _serve() -> None:
         os.close(log)
         if asked["lease"] is not None:
             sweeper.PROXY_LEASE_SECONDS = asked["lease"]
+            wire.OPEN_FOR_LONG_SECONDS = asked["lease"] / 3
         mains[asked["service"]]()
         return
 

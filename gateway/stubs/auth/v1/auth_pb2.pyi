@@ -1401,19 +1401,25 @@ class BeatRequest(_message.Message):
 
     PROXY_ID_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
+    DISOWNED_REQUEST_IDS_FIELD_NUMBER: _builtins.int
     proxy_id: _builtins.str
     """The proxy process: a UUID, new at each start."""
     host: _builtins.str
     """Where it runs, for people. At most 200 characters."""
+    @_builtins.property
+    def disowned_request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Calls of this process, out of the last answer, that it does not know as open: they end as if it had died. At most 1,000."""
+
     def __init__(
         self,
         *,
         proxy_id: _builtins.str = ...,
         host: _builtins.str = ...,
+        disowned_request_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "proxy_id", b"proxy_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disowned_request_ids", b"disowned_request_ids", "host", b"host", "proxy_id", b"proxy_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1425,16 +1431,73 @@ class BeatResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    OPEN_REQUEST_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def open_request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Calls that stand as open for this process and were admitted more than half a minute ago, the oldest first. At most 1,000."""
+
     def __init__(
         self,
+        *,
+        open_request_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["open_request_ids", b"open_request_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BeatResponse: _TypeAlias = BeatResponse  # noqa: Y015
+
+@_typing.final
+class ReleaseUnsentRequest(_message.Message):
+    """What the outbox of a dead proxy process says."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROXY_ID_FIELD_NUMBER: _builtins.int
+    SENT_REQUEST_IDS_FIELD_NUMBER: _builtins.int
+    proxy_id: _builtins.str
+    """The dead process: a UUID."""
+    @_builtins.property
+    def sent_request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its calls that went upstream, or may have. They stay as they are. At most 10,000."""
+
+    def __init__(
+        self,
+        *,
+        proxy_id: _builtins.str = ...,
+        sent_request_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["proxy_id", b"proxy_id", "sent_request_ids", b"sent_request_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseUnsentRequest: _TypeAlias = ReleaseUnsentRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseUnsentResponse(_message.Message):
+    """What was released."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RELEASED_FIELD_NUMBER: _builtins.int
+    released: _builtins.int
+    """How many calls were open and had never been sent."""
+    def __init__(
+        self,
+        *,
+        released: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["released", b"released"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseUnsentResponse: _TypeAlias = ReleaseUnsentResponse  # noqa: Y015
 
 @_typing.final
 class RenewLeaseRequest(_message.Message):

@@ -70,6 +70,11 @@ class AuthServiceStub:
                 request_serializer=gateway_dot_stubs_dot_auth_dot_v1_dot_auth__pb2.BeatRequest.SerializeToString,
                 response_deserializer=gateway_dot_stubs_dot_auth_dot_v1_dot_auth__pb2.BeatResponse.FromString,
                 _registered_method=True)
+        self.ReleaseUnsent = channel.unary_unary(
+                '/gateway.auth.v1.AuthService/ReleaseUnsent',
+                request_serializer=gateway_dot_stubs_dot_auth_dot_v1_dot_auth__pb2.ReleaseUnsentRequest.SerializeToString,
+                response_deserializer=gateway_dot_stubs_dot_auth_dot_v1_dot_auth__pb2.ReleaseUnsentResponse.FromString,
+                _registered_method=True)
         self.RenewLease = channel.unary_unary(
                 '/gateway.auth.v1.AuthService/RenewLease',
                 request_serializer=gateway_dot_stubs_dot_auth_dot_v1_dot_auth__pb2.RenewLeaseRequest.SerializeToString,
@@ -129,7 +134,16 @@ class AuthServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Beat(self, request, context):
-        """A sign of life of one proxy process. While it beats (every 5 s), the calls that it opened stay open. Harmless to repeat.
+        """A sign of life of one proxy process. While it beats (every 5 s), the calls that it opened stay open, but for those that it
+        disowns. Harmless to repeat.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseUnsent(self, request, context):
+        """Releases the calls of a dead proxy process that were never sent: those that its outbox does not name. For who has adopted
+        the whole outbox of that process. Harmless to repeat, and to be repeated as long as an admission of it may still come.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -180,6 +194,11 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     servicer.Beat,
                     request_deserializer=gateway_dot_stubs_dot_auth_dot_v1_dot_auth__pb2.BeatRequest.FromString,
                     response_serializer=gateway_dot_stubs_dot_auth_dot_v1_dot_auth__pb2.BeatResponse.SerializeToString,
+            ),
+            'ReleaseUnsent': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseUnsent,
+                    request_deserializer=gateway_dot_stubs_dot_auth_dot_v1_dot_auth__pb2.ReleaseUnsentRequest.FromString,
+                    response_serializer=gateway_dot_stubs_dot_auth_dot_v1_dot_auth__pb2.ReleaseUnsentResponse.SerializeToString,
             ),
             'RenewLease': grpc.unary_unary_rpc_method_handler(
                     servicer.RenewLease,
@@ -377,6 +396,33 @@ class AuthService:
             '/gateway.auth.v1.AuthService/Beat',
             gateway_dot_stubs_dot_auth_dot_v1_dot_auth__pb2.BeatRequest.SerializeToString,
             gateway_dot_stubs_dot_auth_dot_v1_dot_auth__pb2.BeatResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseUnsent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gateway.auth.v1.AuthService/ReleaseUnsent',
+            gateway_dot_stubs_dot_auth_dot_v1_dot_auth__pb2.ReleaseUnsentRequest.SerializeToString,
+            gateway_dot_stubs_dot_auth_dot_v1_dot_auth__pb2.ReleaseUnsentResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -59,7 +59,13 @@ class AuthServiceStub:
     ListModels: _grpc.UnaryUnaryMultiCallable[_auth_pb2.ListModelsRequest, _auth_pb2.ListModelsResponse]
     """The model names that a token may use, out of those that the given providers serve. Error: `NOT_FOUND` for an unknown token."""
     Beat: _grpc.UnaryUnaryMultiCallable[_auth_pb2.BeatRequest, _auth_pb2.BeatResponse]
-    """A sign of life of one proxy process. While it beats (every 5 s), the calls that it opened stay open. Harmless to repeat."""
+    """A sign of life of one proxy process. While it beats (every 5 s), the calls that it opened stay open, but for those that it
+    disowns. Harmless to repeat.
+    """
+    ReleaseUnsent: _grpc.UnaryUnaryMultiCallable[_auth_pb2.ReleaseUnsentRequest, _auth_pb2.ReleaseUnsentResponse]
+    """Releases the calls of a dead proxy process that were never sent: those that its outbox does not name. For who has adopted
+    the whole outbox of that process. Harmless to repeat, and to be repeated as long as an admission of it may still come.
+    """
     RenewLease: _grpc.UnaryUnaryMultiCallable[_auth_pb2.RenewLeaseRequest, _auth_pb2.RenewLeaseResponse]
     """Prolongs the lease of calls that an internal service has open. Harmless to repeat. Unknown or settled ids are left out of
     the answer.
@@ -90,7 +96,13 @@ class AuthServiceAsyncStub(AuthServiceStub):
     ListModels: _aio.UnaryUnaryMultiCallable[_auth_pb2.ListModelsRequest, _auth_pb2.ListModelsResponse]  # type: ignore[assignment]
     """The model names that a token may use, out of those that the given providers serve. Error: `NOT_FOUND` for an unknown token."""
     Beat: _aio.UnaryUnaryMultiCallable[_auth_pb2.BeatRequest, _auth_pb2.BeatResponse]  # type: ignore[assignment]
-    """A sign of life of one proxy process. While it beats (every 5 s), the calls that it opened stay open. Harmless to repeat."""
+    """A sign of life of one proxy process. While it beats (every 5 s), the calls that it opened stay open, but for those that it
+    disowns. Harmless to repeat.
+    """
+    ReleaseUnsent: _aio.UnaryUnaryMultiCallable[_auth_pb2.ReleaseUnsentRequest, _auth_pb2.ReleaseUnsentResponse]  # type: ignore[assignment]
+    """Releases the calls of a dead proxy process that were never sent: those that its outbox does not name. For who has adopted
+    the whole outbox of that process. Harmless to repeat, and to be repeated as long as an admission of it may still come.
+    """
     RenewLease: _aio.UnaryUnaryMultiCallable[_auth_pb2.RenewLeaseRequest, _auth_pb2.RenewLeaseResponse]  # type: ignore[assignment]
     """Prolongs the lease of calls that an internal service has open. Harmless to repeat. Unknown or settled ids are left out of
     the answer.
@@ -160,7 +172,19 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_pb2.BeatRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_auth_pb2.BeatResponse, _abc.Awaitable[_auth_pb2.BeatResponse]]:
-        """A sign of life of one proxy process. While it beats (every 5 s), the calls that it opened stay open. Harmless to repeat."""
+        """A sign of life of one proxy process. While it beats (every 5 s), the calls that it opened stay open, but for those that it
+        disowns. Harmless to repeat.
+        """
+
+    @_abc_1.abstractmethod
+    def ReleaseUnsent(
+        self,
+        request: _auth_pb2.ReleaseUnsentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.ReleaseUnsentResponse, _abc.Awaitable[_auth_pb2.ReleaseUnsentResponse]]:
+        """Releases the calls of a dead proxy process that were never sent: those that its outbox does not name. For who has adopted
+        the whole outbox of that process. Harmless to repeat, and to be repeated as long as an admission of it may still come.
+        """
 
     @_abc_1.abstractmethod
     def RenewLease(
