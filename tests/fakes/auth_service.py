@@ -197,7 +197,7 @@ class FakeAuthService(auth_pb2_grpc.AuthServiceServicer):
 
     def _leave(self, response, context):
         if self.too_large is not None:
-            context.abort(self.too_large, "the answer did not come through")
+            context.abort(self.too_large, "CLIENT: Received message larger than max (4194305 vs. 4194304)")
         if self.swallow:
             while context.is_active():
                 time.sleep(0.01)
