@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from datetime import UTC, datetime
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Protocol
+from typing import Final, Protocol
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+# It goes on while the machine sleeps, as the wall clock does.
+_MONOTONIC: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class Clock(Protocol):
@@ -29,7 +35,53 @@ class SystemClock:
 
     def monotonic(self) -> float:
         """Seconds that no clock step changes."""
-        return time.monotonic()
+        return time.clock_gettime(_MONOTONIC)
+
+
+class SteadyClock:
+    """The wall clock, but that a jump of it against the monotonic clock counts only once it has proved stable.
+
+    For what begins and ends by the calendar (budget periods, pruning by age, sessions): a clock that is days ahead for a few
+    seconds would start a budget anew. What it cannot know is that the clock was wrong from the start.
+    clock: the machine's. tell: is given the seconds of a jump, and whether it is followed from now on.
+    """
+
+    DRIFT: Final = 2.0
+    """Seconds by which the two clocks may come apart between two looks: more is a jump, less is the clock being slewed."""
+    PROOF: Final = 60.0
+    """Seconds for which the wall clock must go on evenly after a jump before that is followed."""
+
+    def __init__(self, clock: Clock, *, tell: Callable[..., None] = lambda seconds, *, followed: None) -> None:
+        self._clock = clock
+        self._tell = tell
+        self._lock = threading.Lock()
+        self._trusted = self._offset()
+        self._candidate: timedelta | None = None
+        self._since = 0.0
+
+    def now(self) -> datetime:
+        """The wall clock as far as it is trusted, in UTC with its zone."""
+        drift = timedelta(seconds=self.DRIFT)
+        with self._lock:
+            monotonic, offset = self._clock.monotonic(), self._offset()
+            if abs(offset - self._trusted) <= drift:
+                self._trusted, self._candidate = offset, None
+            elif self._candidate is None or abs(offset - self._candidate) > drift:
+                self._candidate, self._since = offset, monotonic
+                self._tell((offset - self._trusted).total_seconds(), followed=False)
+            elif monotonic - self._since >= self.PROOF:
+                self._tell((offset - self._trusted).total_seconds(), followed=True)
+                self._trusted, self._candidate = offset, None
+            else:
+                self._candidate = offset
+            return _EPOCH + self._trusted + timedelta(seconds=monotonic)
+
+    def monotonic(self) -> float:
+        """Seconds that no clock step changes."""
+        return self._clock.monotonic()
+
+    def _offset(self) -> timedelta:
+        return self._clock.now() - _EPOCH - timedelta(seconds=self._clock.monotonic())
 
 
 def to_text(moment: datetime) -> str:

@@ -89,6 +89,10 @@ def period_end(period: str, now: datetime) -> datetime | None:
     return (begun + timedelta(days=32)).replace(day=1)
 
 
+AHEAD = timedelta(hours=1)
+"""By how much a period may have begun later than now: another machine's clock may be ahead of ours."""
+
+
 def rolled(period: str, started: str | None, spent_nanos: int, now: datetime) -> tuple[str | None, int]:
     """The start of a token's current period and what was spent in it, after the reset that may be due.
 
@@ -100,7 +104,10 @@ def rolled(period: str, started: str | None, spent_nanos: int, now: datetime) ->
         return start, spent_nanos
     if started < start:
         return start, 0
-    # Later than now: by a clock that was set back since, or the start of a shorter period that was written over.
+    # Later than now: by a clock that was set back since, or the start of a shorter period that was written over. By far later:
+    # by a clock that was wrong, and the budget would stay spent until then. The records say what was spent since `start`.
+    if started > to_text(now + AHEAD):
+        return start, 0
     return (started, spent_nanos) if started == period_start(period, from_text(started)) else (start, spent_nanos)
 
 

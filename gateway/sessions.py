@@ -12,6 +12,8 @@ from datetime import datetime, timedelta
 TOKEN_PREFIX = "gzs_"  # noqa: S105 - the form of a secret, not one
 IDLE = timedelta(minutes=30)
 ABSOLUTE = timedelta(hours=12)
+AHEAD = timedelta(minutes=1)
+"""By how much a session may have been opened later than now: another machine's clock may be ahead of ours."""
 ONE_TIME_LIFE = timedelta(hours=24)
 
 ROLE_ADMIN = "admin"
@@ -43,8 +45,11 @@ def hash_session_token(secret: str) -> bytes:
 
 
 def is_live(*, created_at: datetime, last_used_at: datetime, now: datetime) -> bool:
-    """Whether a session still holds: used within the last 30 minutes, and opened within the last 12 hours."""
-    return now - last_used_at < IDLE and now - created_at < ABSOLUTE
+    """Whether a session still holds: used within the last 30 minutes, and opened within the last 12 hours.
+
+    One from the future was opened by a clock that was wrong, and would hold for longer than it may.
+    """
+    return created_at <= now + AHEAD and now - last_used_at < IDLE and now - created_at < ABSOLUTE
 
 
 # -- names and passwords ------------------------------------------------------------------------------------------------------

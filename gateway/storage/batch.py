@@ -38,12 +38,16 @@ FINAL_AFTER_DAYS = 7  # a call that nobody reported for so long stays charged as
 
 
 class Batch:
-    """Applies a batch to its rows. For one use."""
+    """Applies a batch to its rows. For one use.
 
-    def __init__(self, rows: BatchRows, prices: PriceBook, now: datetime) -> None:
+    now: of the ledger's clock. wall: the wall clock, by which a token expires.
+    """
+
+    def __init__(self, rows: BatchRows, prices: PriceBook, now: datetime, *, wall: datetime) -> None:
         self._rows = rows
         self._prices = prices
         self._now = now
+        self._wall = wall
         self._now_text = to_text(now)
         self._outcome = BatchOutcome()
 
@@ -72,7 +76,7 @@ class Batch:
             if token is None or token.deleted_at is not None:
                 raise NotFound(f"there is no token {admission.token_id}")
             self._rows.by_hash[admission.token_hash] = token
-        explained = None if token is None else explain(token, admission.call, candidates, self._now)
+        explained = None if token is None else explain(token, admission.call, candidates, self._wall)
         # The decision itself, on these rows in memory, which are thrown away.
         answer = _answer(self._admit, replace(admission, request_id=str(uuid4())))
         if explained is None:
@@ -240,7 +244,7 @@ class Batch:
         if _is_too_old(admission.request_id, self._now):
             raise FailedPrecondition(f"this id is more than {FINAL_AFTER_DAYS} days old; make a new one")
         candidates = [self._prices.find(*candidate) for candidate in admission.candidates]
-        decision = admit(token, admission.call, candidates, self._now)
+        decision = admit(token, admission.call, candidates, self._wall)
         if not isinstance(decision, Grant):
             decision.metadata["token_id"] = str(token.id)
             raise decision
@@ -276,7 +280,7 @@ class Batch:
         )
 
     def _look(self, token: TokenRow, admission: Admission) -> Admitted:
-        refusal = judge(token, admission.call, self._now)
+        refusal = judge(token, admission.call, self._wall)
         if refusal is not None:
             refusal.metadata["token_id"] = str(token.id)
             raise refusal

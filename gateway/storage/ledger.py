@@ -38,11 +38,15 @@ class Lease:
 
 
 class Ledger:
-    """Holds, charges and releases money; durable before it answers. Safe to call from many threads."""
+    """Holds, charges and releases money; durable before it answers. Safe to call from many threads.
 
-    def __init__(self, db: Database, *, token_key: bytes, clock: Clock) -> None:
+    clock: decides when periods begin and what is old. wall: decides when a token expires; None: the same.
+    """
+
+    def __init__(self, db: Database, *, token_key: bytes, clock: Clock, wall: Clock | None = None) -> None:
         self._db = db
         self._clock = clock
+        self._wall = wall or clock
         self._token_key = token_key
         self._prices = PriceBook(db, clock)
         self._must_scrub = False
@@ -259,13 +263,13 @@ class Ledger:
         with self._db.write():
             now = self._clock.now()
             rows = BatchRows(self._db, now, may_adopt=may_adopt)
-            return Batch(rows, self._prices, now).run(settlements, admissions)
+            return Batch(rows, self._prices, now, wall=self._wall.now()).run(settlements, admissions)
 
     def _explain(self, admission: Admission, *, may_adopt: bool) -> Explained:
         with self._db.write():
             now = self._clock.now()
             rows = BatchRows(self._db, now, may_adopt=may_adopt)
-            return Batch(rows, self._prices, now).explain(admission)
+            return Batch(rows, self._prices, now, wall=self._wall.now()).explain(admission)
 
     def _adopt(self, wanted: Collection[str]) -> None:
         """Makes tokens of what a person wrote, and scrubs the plain text before an answer, if nobody is in the way.

@@ -21,6 +21,7 @@ WEB = "web"
 
 _NOTE_USE_EVERY = timedelta(minutes=1)  # so that a page which asks once a second does not write once a second
 _KEEP_ENDED = timedelta(days=30)
+_END_AT_ONCE = 200
 _NO_SESSION = "there is no such session, or it has ended: log in again"
 
 
@@ -95,6 +96,8 @@ class SessionStore:
         with faults():
             found = self._find(row.token_hash == sessions.hash_session_token(secret).hex())
         if found is None or not _is_live(found, now):
+            if found is not None and found.revoked_at is None:
+                self._end(found.id, now)
             raise Unauthenticated(_NO_SESSION)
         session = _to_session(found)
         if now - session.last_used_at >= _NOTE_USE_EVERY:
@@ -131,6 +134,33 @@ class SessionStore:
             if found.revoked_at is None:
                 row.update(revoked_at=to_text(now)).where(row.id == session_id).execute(self._db)
                 audit.record(self._db, actor, action, f"session:{session_id}", at=now)
+
+    def end_over(self) -> int:
+        """Writes the end into the rows of sessions that are over, so that they stay so whatever the clock does later.
+
+        Over are those that expired, that were idle for too long, and that were opened in the future by a clock that was wrong.
+        Gives how many there were. Raises DatabaseUnavailable.
+        """
+        row, now = models.Session, self._clock.now()
+        over = row.revoked_at.is_null() & (
+            (row.expires_at <= to_text(now))
+            | (row.last_used_at <= to_text(now - sessions.IDLE))
+            | (row.created_at > to_text(now + sessions.AHEAD))
+        )
+        with faults():
+            found = [one.id for one in row.select(row.id).where(over).limit(_END_AT_ONCE).execute(self._db)]
+        if found:
+            with self._db.write():
+                row.update(revoked_at=to_text(now)).where(row.id.in_(found), row.revoked_at.is_null()).execute(self._db)
+        return len(found)
+
+    def _end(self, session_id: str, now: datetime) -> None:
+        row = models.Session
+        try:
+            with self._db.write():
+                row.update(revoked_at=to_text(now)).where(row.id == session_id, row.revoked_at.is_null()).execute(self._db)
+        except DatabaseUnavailable:
+            pass  # it is refused all the same, and `end_over` comes each second
 
     def _note_use(self, session_id: str, now: datetime) -> None:
         row = models.Session

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 
 from gateway.clock import SystemClock
-from gateway.errors import GatewayError
+from gateway.errors import DatabaseUnavailable, GatewayError
 from gateway.process import logs, token_key
+from gateway.process.clocks import steady_clock
 from gateway.process.lifecycle import serve_until_signal, unless_stopped
 from gateway.process.metrics import DatabaseMetrics, service_registry
 from gateway.process.probes import start_probes
@@ -20,6 +21,7 @@ from gateway.rpc.renewal import Renewal
 from gateway.rpc.server import BindError, bind
 from gateway.storage import waiting
 from gateway.storage.installation import claim_token_key
+from gateway.storage.sessions import SessionStore
 from services.admin.app import make_server
 from services.admin.metrics import AdminMetrics, SessionCount
 
@@ -43,13 +45,16 @@ def main() -> None:
         ) as db:
             db.set_cache(_CACHE_KIB)
             unless_stopped(partial(waiting.while_away, partial(claim_token_key, db, key), tell=tell_waiting))
-            clock, registry = SystemClock(), service_registry("admin", certificate_ends=lambda: renewal.expires_at)
+            registry = service_registry("admin", certificate_ends=lambda: renewal.expires_at)
+            clock = steady_clock(SystemClock(), registry)
             metrics, database = AdminMetrics(registry), DatabaseMetrics(registry)
-            sessions = SessionCount(db, metrics, clock=clock)
+            sessions, store = SessionCount(db, metrics, clock=clock), SessionStore(db, clock=clock)
             server = make_server(db=db, identity=identity, token_key=key, clock=clock, registry=registry, metrics=metrics)
 
             def ready() -> bool:
                 sessions.look()
+                with suppress(DatabaseUnavailable):
+                    store.end_over()
                 return database.watched(db.is_reachable, lambda: db.trouble)
 
             bind(server, settings.admin_listen, identity, renewal=renewal)

@@ -7,9 +7,10 @@ import sys
 from contextlib import closing
 from functools import partial
 
-from gateway.clock import SystemClock
+from gateway.clock import Clock, SystemClock
 from gateway.errors import GatewayError
 from gateway.process import logs, token_key
+from gateway.process.clocks import steady_clock
 from gateway.process.lifecycle import serve_until_signal, unless_stopped
 from gateway.process.metrics import DatabaseMetrics, service_registry
 from gateway.process.probes import start_probes
@@ -39,13 +40,14 @@ def main() -> None:
         identity = Identity.load(directory)
         renewal = Renewal(directory, identity)
         key = token_key.read(settings.token_key_file)
-        clock = SystemClock()
+        wall = SystemClock()
         registry = service_registry("auth", certificate_ends=lambda: renewal.expires_at)
         metrics, database = AuthMetrics(registry), DatabaseMetrics(registry)
+        clock = steady_clock(wall, registry)
         denials = DenialLog(clock)
         with (
             closing(unless_stopped(partial(waiting.for_database, settings.database_url, tell=tell_waiting))) as db,
-            closing(Ledger(db, token_key=key, clock=clock)) as ledger,
+            closing(Ledger(db, token_key=key, clock=clock, wall=wall)) as ledger,
             Sweeper(
                 db=db,
                 ledger=ledger,
@@ -63,7 +65,7 @@ def main() -> None:
                 denials=denials,
                 identity=identity,
                 token_key=key,
-                clock=clock,
+                clock=wall,
                 registry=registry,
                 metrics=metrics,
             )
@@ -79,7 +81,7 @@ def main() -> None:
         sys.exit(cannot_start("auth", error))
 
 
-def _prepare(db: Database, key: bytes, settings: Settings, clock: SystemClock) -> None:
+def _prepare(db: Database, key: bytes, settings: Settings, clock: Clock) -> None:
     """What a database needs before calls are decided by it. Harmless to repeat."""
     claim_token_key(db, key)
     load_configuration(db, price_rows(settings), provider_rows(settings), clock)

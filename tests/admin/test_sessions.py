@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import grpc
 import pytest
@@ -17,6 +18,7 @@ from gateway.rpc.status import from_status
 from gateway.storage import models, passwords
 from gateway.storage.administrators import bootstrap
 from gateway.storage.database import connect
+from gateway.storage.sessions import SessionStore
 from gateway.stubs.admin.v1 import audit_pb2, sessions_pb2, tokens_pb2
 from services.admin.app import make_server
 from services.admin.metrics import AdminMetrics
@@ -350,3 +352,37 @@ def test_a_sample_password_makes_no_administrator(db, password):
     with pytest.raises(InvalidArgument):
         bootstrap(db, password)
     assert not models.Administrator.select().exists(db)
+
+
+# -- clocks that are wrong ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seen", ["by a call", "by the service"])
+@pytest.mark.parametrize("passed", [timedelta(minutes=31), timedelta(hours=12, minutes=1)])
+def test_a_session_that_has_ended_stays_so_when_the_clock_is_set_back(proxy, db, clock, seen, passed):
+    secret = proxy.login()
+    clock.moment += passed
+    if seen == "by a call":
+        assert is_dead(proxy, secret)
+    else:
+        assert SessionStore(db, clock=clock).end_over() == 1
+    clock.moment -= passed
+    assert is_dead(proxy, secret)
+    session_of(proxy, proxy.login())
+
+
+def test_a_session_from_the_future_is_refused_and_does_not_live_when_its_time_comes(proxy, db, clock):
+    clock.moment += timedelta(days=2)
+    secret = proxy.login()
+    clock.moment -= timedelta(days=2)
+    assert is_dead(proxy, secret)
+    clock.moment += timedelta(days=2, minutes=1)
+    assert is_dead(proxy, secret)
+
+
+def test_another_machine_may_be_half_a_minute_ahead(proxy, db, clock):
+    clock.moment += timedelta(seconds=30)
+    secret = proxy.login()
+    clock.moment -= timedelta(seconds=30)
+    session_of(proxy, secret)
+    assert SessionStore(db, clock=clock).end_over() == 0

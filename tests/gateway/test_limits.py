@@ -49,13 +49,15 @@ def test_every_moment_lies_in_exactly_one_period(moment, period):
     assert limits.period_end(period, start) == end
 
 
-def test_a_period_starts_anew_once_and_never_goes_back():
+def test_a_period_starts_anew_once_and_goes_back_only_where_it_cannot_have_begun():
     start = limits.period_start(Period.DAILY, NOW)
     assert limits.rolled(Period.DAILY, None, 7, NOW) == (start, 7)
     assert limits.rolled(Period.DAILY, start, 7, NOW) == (start, 7)
     later = limits.period_start(Period.DAILY, NOW + timedelta(days=1))
     assert limits.rolled(Period.DAILY, start, 7, NOW + timedelta(days=1)) == (later, 0)
-    assert limits.rolled(Period.DAILY, later, 7, NOW) == (later, 7)
+    midnight = datetime.fromisoformat(later)
+    assert limits.rolled(Period.DAILY, later, 7, midnight - timedelta(minutes=59)) == (later, 7)  # another machine is ahead
+    assert limits.rolled(Period.DAILY, later, 7, midnight - timedelta(minutes=61)) == (start, 0)  # it was wrong
     assert limits.rolled(Period.TOTAL, start, 7, NOW) == (None, 7)
 
 

@@ -7,6 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from gateway.admission import Admission
+from gateway.clock import Clock
 from gateway.ids import uuid7
 from gateway.price_rows import PriceRow
 from gateway.pricing import Rate, Rates
@@ -63,8 +64,8 @@ def add_token(db: Database, secret: str = SECRET, *, max_amount: str | None = "1
         )
 
 
-def open_ledger(db: Database, clock: MovedClock | None = None) -> Ledger:
-    return Ledger(db, token_key=KEY, clock=clock or MovedClock())
+def open_ledger(db: Database, clock: Clock | None = None, *, wall: Clock | None = None) -> Ledger:
+    return Ledger(db, token_key=KEY, clock=clock or MovedClock(), wall=wall)
 
 
 def admission(
