@@ -170,6 +170,11 @@ ROWS: dict[str, Row] = {
         "70 s without the database, under streams of 90 s; calls before, during and after",
         "no live call expires, no stream is cut; new calls 503; normal 2 s after",
     ),
+    "C20": Row(
+        "The clock of one host is wrong",
+        "auth 40 days ahead for 4 s while calls settle; sessions made by a clock 2 days ahead, or ended before a step back",
+        "no period begins or ends by a jump; what ended stays ended; what is from the future is refused; all heal",
+    ),
     "C21": Row(
         "The proxy dies between admission and sending",
         "40 calls, of which auth has admitted some and the proxy has not heard yet, kill -9 of it; the outbox whole, and cut",

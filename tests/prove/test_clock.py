@@ -162,8 +162,9 @@ async def test_a_clock_that_jumps_ends_tokens_and_nothing_that_runs(site, proof,
     proof.only(f"outcomes of {len(told)} calls and streams over {every} jumps", outcomes(told), {"200"})
     proof.equals(f"of {len(ran)} streams open at a jump cut", sum(not one.whole for one in ran), 0)
     proof.equals("answers that were wrong about a token's end", wrong, [])
-    proof.holds("3 calls a minute: how many passed after each jump of auth", few, ": 3 (4 over a minute's edge)",
-        all(one.endswith((": 3", ": 4")) for one in few))  # fmt: skip
+    counts = [int(one.rpartition(" ")[2]) for one in few]
+    proof.holds("3 calls a minute: how many passed after each jump of auth", few, "3 first, then what a minute has left",
+        counts[0] >= 3 and all(count <= 4 for count in counts))  # fmt: skip
     proof.equals("login and list of tokens while admin's clock jumps", set(doors), {"200 200"})
     proof.at_least("calls whose id has the time of a proxy whose clock is a day off", of_another_day(site), 1)
     proof.equals("calls that were taken for abandoned", expired(site), 0)

@@ -15,6 +15,38 @@ _GUARDS = "tests/gateway/test_guards.py"
 
 BUDGET = (
     Mutant(
+        "jump-followed-at-once",
+        "A jump of the wall clock is followed only once it has held for a minute.",
+        "gateway/clock.py",
+        "            elif monotonic - self._since >= self.PROOF:\n",
+        "            elif True:\n",
+        ("tests/gateway/test_steady_clock.py::test_a_jump_is_followed_only_when_it_has_held_for_a_minute",),
+    ),
+    Mutant(
+        "period-by-the-wall-clock",
+        "Periods begin by the steady clock.",
+        "gateway/storage/batch_rows.py",
+        "            token.roll(self._now)\n",
+        "            token.roll(datetime.fromisoformat('2040-01-01T00:00:00+00:00'))\n",
+        ("tests/gateway/test_steady_clock.py::test_calls_that_settle_while_the_wall_clock_is_ahead_begin_no_period",),
+    ),
+    Mutant(
+        "future-period-kept",
+        "A period that begins in the future heals.",
+        "gateway/limits.py",
+        "    if started > to_text(now + AHEAD):\n",
+        "    if False:\n",
+        ("tests/gateway/test_steady_clock.py::test_a_period_that_begins_in_the_future_heals_when_the_clock_is_right",),
+    ),
+    Mutant(
+        "ended-session-not-written",
+        "The end of a session is written into its row.",
+        "gateway/storage/sessions.py",
+        "                self._end(found.id, now)\n",
+        "                pass\n",
+        ("tests/admin/test_sessions.py::test_a_session_that_has_ended_stays_so_when_the_clock_is_set_back",),
+    ),
+    Mutant(
         "budget-without-holds",
         "A strict budget counts the money that calls in flight hold.",
         "gateway/quota.py",
