@@ -10,6 +10,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from clients.cli.app import build
 from gateway import errors
+from gateway.http_errors import TABLE
 from gateway.process.settings import list_settings
 from gateway.process.settings_tables import ModelSettings, PriceSettings, ProviderSettings, TargetSettings
 from gateway.rpc.status import code_of
@@ -17,7 +18,6 @@ from gateway.stubs.admin.v1 import adjustments_pb2, audit_pb2, prices_pb2, reque
 from gateway.stubs.auth.v1 import auth_pb2
 from services.admin.access import ACCESS as ADMIN_ACCESS
 from services.auth.access import ACCESS as AUTH_ACCESS
-from services.proxy.errors import TABLE
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 TABLES = {"providers": ProviderSettings, "prices": PriceSettings, "models": ModelSettings, "targets": TargetSettings}

@@ -19,42 +19,22 @@ and with the same error object. What the handler's end charges: see `AsyncCall`.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Final
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from gateway import errors
 from gateway.client.aio import AsyncCall, AsyncGateway
 from gateway.client.guarding import token_of, told
 from gateway.client.terms import ModelTerms
 from gateway.errors import GatewayError
+from gateway.http_errors import error_object, retry_headers, status
 
 TermsOf = Callable[[web.Request], Awaitable[ModelTerms | None]]
 
 CALL: Final = web.RequestKey("gateway_call", AsyncCall)
-
-# Status and code of each reason that a caller can meet, as at the gateway's own edge.
-STATUSES: Final[Mapping[str, tuple[int, str]]] = {
-    errors.Refusal.reason: (403, "refused"),
-    errors.TokenUnknown.reason: (401, "invalid_api_key"),
-    errors.TokenDisabled.reason: (401, "token_disabled"),
-    errors.TokenExpired.reason: (401, "token_expired"),
-    errors.ModelNotAllowed.reason: (403, "model_not_allowed"),
-    errors.IpNotAllowed.reason: (403, "ip_not_allowed"),
-    errors.BudgetExhausted.reason: (402, "insufficient_quota"),
-    errors.RequestExceedsBudget.reason: (402, "request_exceeds_budget"),
-    errors.BudgetReserved.reason: (429, "budget_reserved"),
-    errors.ModelNotPriced.reason: (402, "model_not_priced"),
-    errors.UnboundedRequest.reason: (400, "unbounded_request"),
-    errors.RateLimited.reason: (429, "rate_limit_exceeded"),
-    errors.RequestWithdrawn.reason: (503, "request_withdrawn"),
-    errors.AuthUnavailable.reason: (503, "auth_unavailable"),
-    errors.Overloaded.reason: (503, "overloaded"),
-}
 
 
 def guard(gateway: AsyncGateway, terms_of: TermsOf) -> Middleware:
@@ -90,11 +70,6 @@ def call_of(request: web.Request) -> AsyncCall:
 
 
 def refusal(error: GatewayError) -> web.Response:
-    """The answer that tells of an error: status, `Retry-After`, and the error object of the gateway's own edge."""
-    status, code = STATUSES.get(error.reason, (500, "internal_error"))
-    kind = "server_error" if status >= 500 else "insufficient_quota" if status == 402 else "invalid_request_error"
-    headers = {"Content-Type": "application/json"}
-    if error.retry_after is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
-    body = {"error": {"message": error.message, "type": kind, "param": None, "code": code}}
-    return web.Response(status=status, text=json.dumps(body, ensure_ascii=False), headers=headers)
+    """The answer that tells of an error, as the gateway's own edge gives it: status, retry headers, and the error object."""
+    body = json.dumps({"error": error_object(error)}, ensure_ascii=False).encode("utf-8", "replace")
+    return web.Response(status=status(error), body=body, headers={"Content-Type": "application/json", **retry_headers(error)})

@@ -13,10 +13,10 @@ from typing import Any
 from multidict import MultiMapping
 
 from gateway.errors import InvalidRequest
+from gateway.http_errors import TABLE
 from gateway.money import to_json_number
 from gateway.stubs.admin.v1 import requests_pb2
 from services.proxy.admin_json import moment_to_json
-from services.proxy.errors import TABLE
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"

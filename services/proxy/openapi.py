@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from gateway.http_errors import TABLE
 from services.proxy import openapi_admin
-from services.proxy.errors import TABLE
 from services.proxy.openapi_parts import (
     COUNT,
     ERROR,

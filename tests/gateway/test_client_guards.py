@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,11 +11,13 @@ import pytest
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 
-from gateway.client.aiohttp_guard import STATUSES, call_of, guard
+from gateway import errors, http_errors
+from gateway.client import aiohttp_guard
+from gateway.client.aiohttp_guard import call_of, guard
 from gateway.client.grpc_guard import async_guarded, guarded
 from gateway.client.testing import AsyncFakeGateway, FakeGateway
 from gateway.rpc.status import from_status
-from services.proxy.errors import TABLE
+from services.proxy import errors as edge_errors
 
 TOKEN = "a-token-for-tests"
 
@@ -246,5 +249,16 @@ async def test_a_fault_of_the_service_itself_is_not_told_as_the_callers(caplog):
     assert "input_tokens" in caplog.text
 
 
-def test_the_guard_answers_with_the_statuses_of_the_edge():
-    assert {reason: (TABLE[reason].status, TABLE[reason].code) for reason in STATUSES} == STATUSES
+ALL = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.GatewayError)]
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_guard_tells_of_each_reason_exactly_as_the_edge_does(kind, monkeypatch):
+    """Status, type, code, message and whether and when to try again: an SDK must not see who answers."""
+    monkeypatch.setattr(http_errors.random, "uniform", lambda low, high: high)  # delays for held money are spread
+    error = kind("what to do", retry_after=1.5, metadata={"param": "model"})
+    guarded_, edge = aiohttp_guard.refusal(error), edge_errors.answer(error)
+    assert guarded_.status == edge.status
+    assert json.loads(guarded_.body) == json.loads(edge.body)
+    for name in ("Retry-After", "retry-after-ms", "x-should-retry", "Content-Type"):
+        assert guarded_.headers.get(name) == edge.headers.get(name), name

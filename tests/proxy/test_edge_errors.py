@@ -8,6 +8,7 @@ import json
 import pytest
 
 from gateway import errors as reasons
+from gateway import http_errors
 from gateway.errors import BudgetExhausted, BudgetReserved, GatewayError, RateLimited, TokenUnknown
 from gateway.process import logs
 from services.proxy import errors
@@ -18,12 +19,12 @@ ALL = [kind for _, kind in inspect.getmembers(reasons, inspect.isclass) if issub
 
 @pytest.mark.parametrize("kind", ALL)
 def test_each_reason_has_a_status_a_body_and_an_event(kind: type[GatewayError]) -> None:
-    assert kind.reason in errors.TABLE or kind.reason == GatewayError.reason
+    assert kind.reason in http_errors.TABLE or kind.reason == GatewayError.reason
     error = kind("what to do \u00e9\ud800", retry_after=1.5, metadata={"param": "model"})
-    assert 400 <= errors.status(error) <= 599
+    assert 400 <= http_errors.status(error) <= 599
     told = json.loads(errors.body(error))["error"]
     assert set(told) == {"message", "type", "param", "code"}
-    assert told["code"] == errors.row(error).code
+    assert told["code"] == http_errors.row(error).code
     event = errors.event(error)
     assert event.startswith(b"data: {")
     assert event.endswith(b"}\n\n")
@@ -32,7 +33,7 @@ def test_each_reason_has_a_status_a_body_and_an_event(kind: type[GatewayError]) 
 
 def test_what_nobody_foresaw_is_told_without_its_text() -> None:
     for error in (ValueError("a secret"), reasons.Internal("a secret")):
-        assert errors.status(error) == 500
+        assert http_errors.status(error) == 500
         assert b"a secret" not in errors.body(error)
 
 
@@ -42,14 +43,14 @@ def test_all_unknown_tokens_are_told_alike() -> None:
 
 def test_a_spent_budget_says_that_trying_again_is_no_use_whatever_its_status() -> None:
     error = BudgetExhausted("The budget is spent.")
-    assert (errors.status(error), errors.status(error, 429)) == (402, 429)
-    assert errors.retry_headers(error) == {"x-should-retry": "false"}
-    assert errors.status(RateLimited("slow down"), 429) == 429
+    assert (http_errors.status(error), http_errors.status(error, 429)) == (402, 429)
+    assert http_errors.retry_headers(error) == {"x-should-retry": "false"}
+    assert http_errors.status(RateLimited("slow down"), 429) == 429
 
 
 def test_delays_are_whole_seconds_and_milliseconds_and_those_for_held_money_are_spread() -> None:
-    assert errors.retry_headers(RateLimited("x", retry_after=1.2)) == {"Retry-After": "2", "retry-after-ms": "1200"}
-    spread = {int(errors.retry_headers(BudgetReserved("x", retry_after=1.0))["retry-after-ms"]) for _ in range(200)}
+    assert http_errors.retry_headers(RateLimited("x", retry_after=1.2)) == {"Retry-After": "2", "retry-after-ms": "1200"}
+    spread = {int(http_errors.retry_headers(BudgetReserved("x", retry_after=1.0))["retry-after-ms"]) for _ in range(200)}
     assert min(spread) >= 500
     assert max(spread) <= 1500
     assert len(spread) > 50

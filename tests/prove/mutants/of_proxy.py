@@ -8,6 +8,7 @@ _OUTBOX = "tests/proxy/test_outbox.py"
 _FILES = "tests/proxy/test_outbox_files.py"
 _ADOPTION = "tests/proxy/test_adoption.py"
 _CLIENT = "tests/proxy/test_auth_client.py"
+_LOST = "tests/proxy/test_auth_lost_answers.py"
 _CALLS = "tests/proxy/test_edge_calls.py"
 
 OUTBOX = (
@@ -90,7 +91,7 @@ OUTBOX = (
         "services/proxy/auth_client.py",
         "            self._beat.disowned_request_ids.extend(unknown)\n",
         "            self._beat.disowned_request_ids.extend([])\n",
-        (f"{_CLIENT}::test_a_call_that_stands_as_open_and_is_not_known_here_is_disowned",),
+        (f"{_LOST}::test_a_call_that_stands_as_open_and_is_not_known_here_is_disowned",),
     ),
     Mutant(
         "known-call-disowned",
@@ -98,7 +99,7 @@ OUTBOX = (
         "services/proxy/auth_client.py",
         "heard.open_request_ids if not self._outbox.knows(request_id)]\n",
         "heard.open_request_ids]\n",
-        (f"{_CLIENT}::test_a_call_that_stands_as_open_and_is_not_known_here_is_disowned",),
+        (f"{_LOST}::test_a_call_that_stands_as_open_and_is_not_known_here_is_disowned",),
     ),
     Mutant(
         "unheard-admission-kept",
@@ -106,7 +107,7 @@ OUTBOX = (
         "services/proxy/auth_client.py",
         "                waiting.lost |= not isinstance(error, _NOTHING_DONE)\n",
         "                waiting.lost |= not isinstance(error, (*_NOTHING_DONE, *_OUR_FAULT))\n",
-        (f"{_CLIENT}::test_what_auth_committed_and_could_not_say_is_taken_back",),
+        (f"{_LOST}::test_what_auth_committed_and_could_not_say_is_taken_back",),
     ),
     Mutant(
         "refused-settlement-keeps-hold",
