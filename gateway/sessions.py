@@ -113,10 +113,12 @@ _COMMON = frozenset(
 # -- how often a password may be tried ----------------------------------------------------------------------------------------
 
 TRIES_A_MINUTE = 10
+NAMES_A_MINUTE = 30
+"""Different names that one address may try in a minute: each costs a hash of a password, also where there is no such name."""
 FREE_FAILURES = 5
 LONGEST_WAIT = timedelta(minutes=5)
 FORGET_AFTER = timedelta(minutes=15)
-_MINUTE = timedelta(minutes=1)
+MINUTE = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,5 +148,5 @@ def wait_before_try(tries: Tries, now: datetime) -> float:
         delay = min(timedelta(seconds=2**doublings), LONGEST_WAIT)
         waits.append(min((tries.moments[-1] + delay - now), delay).total_seconds())
     if len(tries.moments) >= TRIES_A_MINUTE:
-        waits.append(min(tries.moments[-TRIES_A_MINUTE] + _MINUTE - now, _MINUTE).total_seconds())
+        waits.append(min(tries.moments[-TRIES_A_MINUTE] + MINUTE - now, MINUTE).total_seconds())
     return max(waits)

@@ -386,3 +386,38 @@ def test_another_machine_may_be_half_a_minute_ahead(proxy, db, clock):
     clock.moment -= timedelta(seconds=30)
     session_of(proxy, secret)
     assert SessionStore(db, clock=clock).end_over() == 0
+
+
+# -- many names from one address ----------------------------------------------------------------------------------------------
+
+
+def attempt(proxy, username, address, password="a wrong guess"):
+    """What becomes of a login: `ok`, or the reason of its refusal."""
+    try:
+        proxy.sessions.Login(
+            sessions_pb2.LoginRequest(username=username, password=password), metadata=(("x-client-ip", address),)
+        )
+    except grpc.RpcError as error:
+        return from_status(error).reason
+    return "ok"
+
+
+def test_an_address_may_try_thirty_names_a_minute_and_what_is_beyond_costs_neither_a_hash_nor_a_row(proxy, db, clock):
+    rows = "SELECT (SELECT COUNT(*) FROM login_attempts), (SELECT COUNT(*) FROM audit)"
+    told = [attempt(proxy, f"nobody-{number}", "203.0.113.9") for number in range(30)]
+    assert set(told) == {"UNAUTHENTICATED"}
+    before = db.query(rows)
+    assert {attempt(proxy, f"nobody-{number}", "203.0.113.9") for number in range(30, 60)} == {"THROTTLED"}
+    assert db.query(rows) == before
+    assert attempt(proxy, "nobody-0", "203.0.113.9") == "UNAUTHENTICATED"  # a name that it has tried has its own limit
+    assert attempt(proxy, "admin", "203.0.113.10", PASSWORD) == "ok"
+    assert attempt(proxy, "admin", "203.0.113.9", PASSWORD) == "THROTTLED"
+    clock.move(seconds=61)
+    assert attempt(proxy, "admin", "203.0.113.9", PASSWORD) == "ok"
+
+
+def test_addresses_of_one_ipv6_network_count_as_one(proxy):
+    for number in range(30):
+        assert attempt(proxy, f"nobody-{number}", f"2001:db8:1:2::{number + 1:x}") == "UNAUTHENTICATED"
+    assert attempt(proxy, "nobody-30", "2001:db8:1:2:ffff::1") == "THROTTLED"
+    assert attempt(proxy, "nobody-30", "2001:db8:1:3::1") == "UNAUTHENTICATED"
