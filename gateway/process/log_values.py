@@ -29,9 +29,25 @@ _SECRET_WORDS: Final = (
 _SECRET_NAMES: Final = frozenset({"token", "key", "plain", "credential", "credentials", "bearer"})
 # Our own tokens, those of providers whose keys have a shape, and credentials as headers carry them.
 _SECRET_SHAPES: Final = re.compile(
-    r"\b(?:sk|rk|gsk|xai|pplx|hf)[-_][a-z0-9_-]{8,}|\baiza[a-z0-9_-]{20,}|\b(?:bearer|basic) +[^\s\\\"']{6,}", re.IGNORECASE
+    r"\b(?:sk|rk|gsk|gzs|xai|pplx|hf)[-_][a-z0-9_-]{8,}|\baiza[a-z0-9_-]{20,}|\b(?:bearer|basic) +[^\s\\\"']{6,}", re.IGNORECASE
 )
-_MARKS: Final = ("sk-", "sk_", "rk-", "rk_", "xai-", "xai_", "pplx-", "pplx_", "hf-", "hf_", "aiza", "bearer ", "basic ")
+_MARKS: Final = (
+    "sk-",
+    "sk_",
+    "rk-",
+    "rk_",
+    "gzs-",
+    "gzs_",
+    "xai-",
+    "xai_",
+    "pplx-",
+    "pplx_",
+    "hf-",
+    "hf_",
+    "aiza",
+    "bearer ",
+    "basic ",
+)
 _STACKS: Final = frozenset({"exception", "stack"})
 
 

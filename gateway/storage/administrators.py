@@ -106,8 +106,10 @@ class AdministratorStore:
         if not self._check.matches(password, _usable_hash(row, self._clock)):
             now = self._clock.now()
             with self._db.write():
-                actor = Actor(f"login:{username}", client_ip)
-                audit.record(self._db, actor, "session.login_failed", f"administrator:{username}", at=now)
+                name = username if row is not None else audit.UNKNOWN_NAME
+                audit.record(
+                    self._db, Actor(f"login:{name}", client_ip), "session.login_failed", f"administrator:{name}", at=now
+                )
             raise Unauthenticated(WRONG)
         role = sessions.ROLE_PASSWORD_CHANGE if row.one_time else row.role
         return Administrator(row.id, row.username, role, attempt, row.password_hash)

@@ -12,6 +12,8 @@ from gateway.clock import from_text, to_text
 from gateway.storage import models
 from gateway.storage.database import Database, faults
 
+UNKNOWN_NAME = "unknown"
+"""What a login under a name that nobody has is recorded as: people type passwords and tokens where a name is asked for."""
 OPERATOR = "operator"
 
 

@@ -86,8 +86,10 @@ class LoginAttempts:
         if last is not None and not last.refused:
             with self._db.write():
                 row.update(refused=1).where(row.id == last.id).execute(self._db)
-                actor = Actor(f"login:{username}", client_ip)
-                audit.record(self._db, actor, "session.login_throttled", f"administrator:{username}", at=self._clock.now())
+                owner = models.Administrator
+                name = username if owner.select().where(owner.username == username).exists(self._db) else audit.UNKNOWN_NAME
+                actor, now = Actor(f"login:{name}", client_ip), self._clock.now()
+                audit.record(self._db, actor, "session.login_throttled", f"administrator:{name}", at=now)
         raise _throttled(wait)
 
 

@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from gateway.errors import InvalidArgument
+from gateway.process import logs
 from gateway.rpc.channel import sync_channel
 from gateway.rpc.server import bind
 from gateway.rpc.status import from_status
@@ -153,7 +154,7 @@ def test_wrong_password_and_unknown_name_get_the_same_answer_and_are_audited(cal
     wrong, unknown = error_of(proxy.login, "not-the-phrase"), error_of(proxy.login, PASSWORD, "nobody")
     assert wrong == unknown
     assert wrong.reason == "UNAUTHENTICATED"
-    assert [record.actor for record in audited(call, "session.login_failed")] == ["login:nobody", "login:admin"]
+    assert [record.actor for record in audited(call, "session.login_failed")] == ["login:unknown", "login:admin"]
     assert audited(call, "session.login_failed")[0].client_ip == "203.0.113.9"
 
 
@@ -421,3 +422,14 @@ def test_addresses_of_one_ipv6_network_count_as_one(proxy):
         assert attempt(proxy, f"nobody-{number}", f"2001:db8:1:2::{number + 1:x}") == "UNAUTHENTICATED"
     assert attempt(proxy, "nobody-30", "2001:db8:1:2:ffff::1") == "THROTTLED"
     assert attempt(proxy, "nobody-30", "2001:db8:1:3::1") == "UNAUTHENTICATED"
+
+
+@pytest.mark.parametrize("secret", ["hunter2-as-a-password", "sk-gz-0123456789abcdefghij", "gzs_0123456789abcdefghij"])
+@pytest.mark.usefixtures("logs_as_before")
+def test_a_secret_that_is_typed_as_a_name_reaches_neither_audit_nor_log(proxy, call, db, clock, capfd, secret):
+    logs.configure("debug", "json", "admin")
+    for _ in range(12):
+        attempt(proxy, secret, "203.0.113.9")
+    assert not [row for row in db.query("SELECT actor, subject, before_json, after_json FROM audit") if secret in str(row)]
+    assert secret not in capfd.readouterr().err
+    assert [record.actor for record in audited(call, "session.login_throttled")] == ["login:unknown"]

@@ -207,3 +207,11 @@ def test_without_a_terminal_lines_are_json() -> None:
     logs.configure("info", None, "test", stream=stream)
     logs.get_logger("x").info("it happened")
     assert json.loads(stream.getvalue())["event"] == "it happened"
+
+
+@pytest.mark.parametrize("secret", ["gzs_" + "aB3" * 14, "sk-gz-" + "x9" * 23])
+def test_a_secret_in_a_path_is_hidden(log_lines: LogLines, secret: str) -> None:
+    logs.get_logger("x").info("request", path=f"/admin/sessions/{secret}", model=secret)
+    line = only(log_lines)
+    assert secret not in str(line)
+    assert line["path"] == "/admin/sessions/[hidden]"
