@@ -70,13 +70,13 @@ def _ask_grpc(settings: Settings, service: str, listen: str, timeout: float) -> 
     try:
         identity = _identity(settings, service)
     except IdentityError as fault:
-        return Answer(service, ready=False, detail=str(fault))
+        return Answer(service, ready=False, detail=str(fault), answered=False)
     with sync_channel(address, identity, service) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout, wait_for_ready=True)
         except grpc.RpcError as fault:
-            return Answer(service, ready=False, detail=f"no answer at {address}: {fault.code().name}")
+            return Answer(service, ready=False, detail=f"no answer at {address}: {fault.code().name}", answered=False)
     status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
     ready = answer.status == health_pb2.HealthCheckResponse.SERVING
     return Answer(service, ready=ready, detail=f"{status} at {address}")

@@ -36,7 +36,7 @@ DEFAULT_METHODS: Final = (
 """What an internal service may call unless it is told otherwise: all that makes, settles and reads calls of its own."""
 
 _FILES: Final = ("cert.pem", "key.pem", "ca.pem")
-_OF_THE_PROXY: Final = "Beat"
+_OF_THE_PROXY: Final = frozenset({"Beat", "ReleaseUnsent"})
 _MOST_DAYS: Final = 36_500
 
 
@@ -151,7 +151,7 @@ def show(
 def known_methods() -> tuple[str, ...]:
     """The methods of auth that a certificate can name."""
     methods = auth_pb2.DESCRIPTOR.services_by_name["AuthService"].methods
-    return tuple(method.name for method in methods if method.name != _OF_THE_PROXY)
+    return tuple(method.name for method in methods if method.name not in _OF_THE_PROXY)
 
 
 def _methods(given: Iterable[str] | None) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from cryptography import x509
 
+from clients.cli.health import ask
 from clients.cli.issued import issued_identities
 from clients.cli.output import Failure
 from clients.cli.ports import listeners, port_fault
@@ -175,8 +176,22 @@ def prices(settings: Settings) -> Iterator[Finding]:
             yield Finding(WARNING, f"price {price.model}", text)
 
 
+_SERVICES = {
+    "GATEWAY_HTTP_PORT": "proxy",
+    "GATEWAY_ADMIN_HTTP": "proxy",
+    "GATEWAY_PROXY_METRICS_ADDRESS": "proxy",
+    "GATEWAY_AUTH_LISTEN": "auth",
+    "GATEWAY_AUTH_METRICS_ADDRESS": "auth",
+    "GATEWAY_ADMIN_LISTEN": "admin",
+    "GATEWAY_ADMIN_METRICS_ADDRESS": "admin",
+    "GATEWAY_DEMO_LISTEN": "demo",
+}
+"""Which service listens at the address of each variable."""
+_ASK_SECONDS = 1.0
+
+
 def ports(settings: Settings) -> Iterator[Finding]:
-    """Whether the ports are free. Taken ones are no fault: the services may be running."""
+    """Whether the ports are free. Taken ones are no fault: the services may be running, and are asked whether it is they."""
     for variable, listen in listeners(settings).items():
         try:
             fault = port_fault(listen)
@@ -185,8 +200,12 @@ def ports(settings: Settings) -> Iterator[Finding]:
             continue
         if fault is None:
             yield Finding(OK, variable, f"{listen} is free")
+        elif ask(settings, _SERVICES[variable], _ASK_SECONDS).answered:
+            yield Finding(OK, variable, f"the gateway's own {_SERVICES[variable]} listens at {listen}")
         else:
-            yield Finding(WARNING, variable, f"{listen}: {fault}; fine if that is the gateway itself (`gateway health --all`)")
+            yield Finding(
+                WARNING, variable, f"{listen}: {fault}, by something else. Stop it, or set {variable} to a free port."
+            )
 
 
 def sqlite_file(settings: Settings) -> Path | None:

@@ -25,6 +25,8 @@ class Answer(NamedTuple):
     service: str
     ready: bool
     detail: str
+    answered: bool = True
+    """Whether it is the service that answered, ready or not."""
 
 
 def ask_by_environment(service: str, environ: Mapping[str, str]) -> Answer | None:
@@ -52,9 +54,11 @@ def ask(service: str, listen: str, timeout: float, *, tls: bool = False) -> Answ
             with connection.makefile("rb") as reader:
                 status = reader.readline(1024).decode("ascii", "replace").split()
     except OSError as fault:
-        return Answer(service, ready=False, detail=f"no answer at {host}:{port}: {fault or type(fault).__name__}")
+        return Answer(
+            service, ready=False, detail=f"no answer at {host}:{port}: {fault or type(fault).__name__}", answered=False
+        )
     code = status[1] if len(status) > 1 and status[0].startswith("HTTP/") else "?"
-    return Answer(service, ready=code == "200", detail=f"HTTP {code} at {host}:{port}")
+    return Answer(service, ready=code == "200", detail=f"HTTP {code} at {host}:{port}", answered=code in {"200", "503"})
 
 
 def _secured(connection: socket.socket, *, tls: bool) -> socket.socket:

@@ -257,10 +257,12 @@ def make_app(
     """The edge of these parts."""
     gate = Gate(auth=auth, strangers=Strangers())
     pool = Pool(settings.body_pool)
+    models = ModelsRoute(gate=gate, registry=registry)
     chat = Chat(
         gate=gate,
         outbox=outbox,
         registry=registry,
+        models=models,
         attempts=Attempts(upstream=upstream),
         relay=relay,
         body_limit=settings.body_limit,
@@ -271,7 +273,7 @@ def make_app(
         auth=auth,
         outbox=outbox,
         chat=chat,
-        models=ModelsRoute(gate=gate, registry=registry),
+        models=models,
         tokens=TokenRoutes(gate=gate),
         admin=admin,
         metrics=metrics,

@@ -392,6 +392,9 @@ class AuthClient:
 
     @survives
     async def _keep_beating(self) -> None:
+        with contextlib.suppress(TimeoutError):  # at a healthy start auth is connected in a moment: no reason for a line
+            async with asyncio.timeout(BEAT_INTERVAL):
+                await self._replicas.connected()
         while True:
             try:
                 replica = self._chosen()

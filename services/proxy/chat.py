@@ -6,7 +6,7 @@ import asyncio
 
 from aiohttp import web
 
-from gateway.errors import GatewayError, ModelNotFound
+from gateway.errors import GatewayError
 from gateway.stubs.auth.v1 import auth_pb2 as pb
 from services.proxy import body
 from services.proxy.attempts import Attempts
@@ -17,6 +17,7 @@ from services.proxy.dialects import openai
 from services.proxy.dialects.openai import ChatCall
 from services.proxy.exchange import Exchange, readable
 from services.proxy.gate import Gate
+from services.proxy.models_route import ModelsRoute, not_found
 from services.proxy.outbox import token_key
 from services.proxy.providers.base import ProviderRefused, Target
 from services.proxy.providers.registry import Registry
@@ -38,6 +39,7 @@ class Chat:
         gate: Gate,
         outbox: Outbox,
         registry: Registry,
+        models: ModelsRoute,
         attempts: Attempts,
         relay: Relay,
         body_limit: int,
@@ -47,6 +49,7 @@ class Chat:
         self._gate = gate
         self._outbox = outbox
         self._registry = registry
+        self._models = models
         self._attempts = attempts
         self._relay = relay
         self._body_limit = body_limit
@@ -62,9 +65,7 @@ class Chat:
             targets = self._registry.route(call.model)
             if not targets:
                 await self._look(exchange, token, call.model)
-                raise ModelNotFound(
-                    f"No provider serves the model {call.model!r}. GET /v1/models lists those that you can use."
-                )
+                raise not_found(call.model, await self._models.usable(exchange))
             ticket = await self._admit(exchange, token, call, targets)
             try:
                 reply, target = await self._open(ticket, targets)

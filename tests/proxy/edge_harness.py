@@ -65,6 +65,7 @@ class FakeAuth:
         self.looks: list[pb.ValidateTokenRequest] = []
         self.limit: int | None = None
         self.hold = 1_000_000_000
+        self.hidden: set[str] = set()  # names of models that no token may use
         self.ready = True
         self.away = False
         self.hold_answers: asyncio.Event | None = None
@@ -125,7 +126,8 @@ class FakeAuth:
             for pattern in provider.patterns
             if "*" not in pattern
         ]
-        return pb.ListModelsResponse(models=sorted([*names, *served], key=lambda model: model.name))
+        usable = [model for model in (*names, *served) if model.name not in self.hidden]
+        return pb.ListModelsResponse(models=sorted(usable, key=lambda model: model.name))
 
 
 class FakeOutbox:

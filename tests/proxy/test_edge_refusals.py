@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gateway.process.settings_tables import ProviderSettings
-from tests.proxy.edge_harness import TOKEN, Edge, Token, chat, head, running_edge, status_of
+from tests.proxy.edge_harness import KEY, TOKEN, Edge, Token, chat, head, running_edge, status_of
 
 
 @pytest.fixture
@@ -69,3 +69,34 @@ async def test_while_it_stops_connections_end_with_their_answers(edge: Edge) -> 
         assert response.headers["Connection"] == "close"
     async with edge.session.get(edge.url + "/readyz") as response:
         assert response.status == 503
+
+
+def settings(name: str, models: list[str]) -> ProviderSettings:
+    return ProviderSettings(
+        name=name, kind="openai-compatible", base_url="http://127.0.0.1:9/v1", api_keys=(KEY,), models=models
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "guess"), [("gpt-4p", "gpt-4o"), ("GPT-4O-MINI", None), ("nothing-like-it", None), ("gpt-4o" * 20, None)]
+)
+async def test_a_model_that_nobody_serves_is_told_with_the_nearest_name_that_the_token_may_use(
+    asked: str, guess: str | None
+) -> None:
+    providers = [settings("p", ["gpt-4o", "secret-model-of-others"])]
+    async with running_edge(providers=providers) as edge:
+        edge.auth.hidden = {"secret-model-of-others"}
+        for call in (edge.post(chat(asked)), edge.get(f"/v1/models/{asked}")):
+            async with call as response:
+                told = (await response.json())["error"]
+            assert (response.status, told["code"]) == (404, "model_not_found")
+            assert ("Did you mean" in told["message"]) == (guess is not None)
+            assert guess is None or f"Did you mean {guess!r}?" in told["message"]
+            assert "secret-model" not in told["message"]
+
+
+async def test_a_name_that_the_token_may_not_use_is_never_suggested() -> None:
+    async with running_edge(providers=[settings("p", ["secret-model-of-others"])]) as edge:
+        edge.auth.hidden = {"secret-model-of-others"}
+        async with edge.post(chat("secret-model-of-other")) as response:
+            assert "secret-model-of-others" not in (await response.json())["error"]["message"]
