@@ -20,7 +20,8 @@ from gateway.process.settings import Settings, SettingsError, load_settings
 from gateway.process.stderr import cannot_start, catch_stray
 from gateway.process.tls import CertificateFault
 from gateway.rpc.channel import aio_channel
-from gateway.rpc.identity import Identity, IdentityError, expires_at
+from gateway.rpc.identity import Identity, IdentityError
+from gateway.rpc.renewal import Renewal
 from services.proxy.admin_http import AdminRoutes
 from services.proxy.app import make_app
 from services.proxy.auth_client import AuthClient
@@ -31,6 +32,7 @@ from services.proxy.providers.keys import KeyMissing
 from services.proxy.providers.registry import allowed_hosts, build_registry
 from services.proxy.reading import Reader
 from services.proxy.relay import Relay
+from services.proxy.renewed_channels import RenewedChannels
 from services.proxy.replicas import Replicas
 from services.proxy.upstream_http import HttpUpstream
 
@@ -61,11 +63,13 @@ async def serve(settings: Settings, identity: Identity, environ: Mapping[str, st
     """Serves until a signal. Waits for nobody: an auth or admin that is away is told of call by call."""
     loop = asyncio.get_running_loop()
     signals = install_signals(loop)
-    proxy_id, metrics = uuid7(), service_registry("proxy", certificate_ends=lambda: expires_at(identity))
+    renewal = Renewal(settings.identity_dir_for("proxy"), identity)
+    proxy_id, metrics = uuid7(), service_registry("proxy", certificate_ends=lambda: renewal.expires_at)
     registry = build_registry(settings.providers, settings.models, environ=environ, clock=loop.time)
     outbox = Outbox.open(settings.outbox_dir, proxy_id=proxy_id, registry=metrics)
     replicas = Replicas(settings.auth_address, lambda address: aio_channel(address, identity, "auth"))
-    admin_channel = aio_channel(settings.admin_address, identity, "admin")
+    admin = AdminRoutes(channel=aio_channel(settings.admin_address, identity, "admin"))
+    channels = RenewedChannels(renewal, replicas=replicas, admin=admin, admin_address=settings.admin_address)
     auth = AuthClient(
         replicas=replicas, outbox=outbox, proxy_id=proxy_id, host=socket.gethostname(), metrics=BatchMetrics(metrics)
     )
@@ -84,7 +88,7 @@ async def serve(settings: Settings, identity: Identity, environ: Mapping[str, st
         outbox=outbox,
         registry=registry,
         upstream=upstream,
-        admin=AdminRoutes(channel=admin_channel),
+        admin=admin,
         relay=relay,
         reader=reader,
         metrics=EdgeMetrics(metrics, [provider.name for provider in settings.providers]),
@@ -93,6 +97,7 @@ async def serve(settings: Settings, identity: Identity, environ: Mapping[str, st
     await upstream.start()
     await auth.start()
     await ports.open()
+    channels.start()
     _log.info("serving", **ports.described(), proxy_id=proxy_id)
     with start_probes(settings.proxy_metrics_address, lambda: app.ready, registry=metrics):
         await stop_when_told(
@@ -110,7 +115,7 @@ async def serve(settings: Settings, identity: Identity, environ: Mapping[str, st
         await upstream.close()
         await reader.close()
         await replicas.close()
-        await admin_channel.close()
+        await channels.close()
     signals.close()
 
 

@@ -103,9 +103,15 @@ class AdminRoutes:
     """
 
     def __init__(self, *, channel: grpc.aio.Channel) -> None:
-        self._channel = channel
         self._pool = body.Pool(_BODY_POOL)
         self._seen = False
+        self.use(channel)
+        # `*` stands for the one id of a path.
+        self._routes: Mapping[str, Mapping[str, _Handler]] = self._table()
+
+    def use(self, channel: grpc.aio.Channel) -> None:
+        """Has what comes from now on go over this channel."""
+        self.channel = channel
         self._sessions = sessions_pb2_grpc.SessionServiceStub(channel)
         self._tokens = tokens_pb2_grpc.TokenServiceStub(channel)
         self._requests = requests_pb2_grpc.RequestLogServiceStub(channel)
@@ -113,8 +119,9 @@ class AdminRoutes:
         self._usage = usage_pb2_grpc.UsageServiceStub(channel)
         self._adjustments = adjustments_pb2_grpc.AdjustmentServiceStub(channel)
         self._prices = prices_pb2_grpc.PriceServiceStub(channel)
-        # `*` stands for the one id of a path.
-        self._routes: Mapping[str, Mapping[str, _Handler]] = {
+
+    def _table(self) -> Mapping[str, Mapping[str, _Handler]]:
+        return {
             "/auth/login": {"POST": self._login},
             "/auth/logout": {"POST": self._logout},
             "/auth/session": {"GET": self._session},
@@ -195,10 +202,10 @@ class AdminRoutes:
 
     async def _call(self, method: Any, message: Any, request: _Request) -> Any:
         """Calls admin. Raises what admin says; AdminUnavailable when it does not come in time."""
-        if self._channel.get_state(try_to_connect=True) is not grpc.ChannelConnectivity.READY:
+        if self.channel.get_state(try_to_connect=True) is not grpc.ChannelConnectivity.READY:
             try:
                 async with asyncio.timeout(AWAY if self._seen else STARTING):
-                    await self._channel.channel_ready()
+                    await self.channel.channel_ready()
             except TimeoutError:
                 raise AdminUnavailable("The admin service does not answer. Try again in a moment.", retry_after=1.0) from None
         try:

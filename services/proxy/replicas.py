@@ -73,6 +73,8 @@ class Replica:
     begun: deque[float] = field(default_factory=deque)
     turn: int = 0
     listed: bool = True
+    outdated: bool = False
+    """Whether it is connected with a certificate that was renewed since."""
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when it has connected, so that it is asked at once whether it answers."""
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -137,6 +139,8 @@ class Replicas:
         self._changed = asyncio.Event()
         self._resolving: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
+        self._retiring: asyncio.Task[None] | None = None
+        self._number = 0  # of connections that were made anew
 
     async def start(self) -> None:
         """Begins to connect. Waits for nobody."""
@@ -150,6 +154,9 @@ class Replicas:
         if self._resolving is not None:
             self._resolving.cancel()
             await asyncio.gather(self._resolving, return_exceptions=True)
+        if self._retiring is not None:
+            self._retiring.cancel()
+            await asyncio.gather(self._retiring, return_exceptions=True)
         await asyncio.gather(*(_end(replica, 0.0) for replica in self._replicas.values()), *self._closing)
         self._replicas.clear()
 
@@ -264,15 +271,41 @@ class Replicas:
                 _log.info("auth found", address=address)
                 self._add(Replica(address, self._dial(address)))
         for replica in self._replicas.values():
-            replica.listed = replica.address in addresses or not addresses
+            replica.listed = not replica.outdated and (replica.address in addresses or not addresses)
+        self._retire()
+
+    def _retire(self) -> None:
+        """Lets go of servers that are no longer named, and of connections with an old certificate, where others are good."""
         others = any(replica.listed and replica.good for replica in self._replicas.values())
-        for replica in [replica for replica in self._replicas.values() if not replica.listed]:
+        for key, replica in [(key, replica) for key, replica in self._replicas.items() if not replica.listed]:
             if others or not replica.connected:
-                _log.info("auth gone", address=replica.address)
-                del self._replicas[replica.address]
+                if not replica.outdated:
+                    _log.info("auth gone", address=replica.address)
+                del self._replicas[key]
                 task = asyncio.create_task(_end(replica, _CLOSING))
                 self._closing.add(task)
                 task.add_done_callback(self._closing.discard)
+
+    def redial(self, dial: Dial) -> None:
+        """Connects anew to each server, with another certificate; a connection goes when another one is good, its calls ended.
+
+        dial: makes a channel to one address, from now on.
+        """
+        self._dial = dial
+        for replica in [replica for replica in self._replicas.values() if not replica.outdated]:
+            del self._replicas[replica.address]
+            self._number += 1
+            self._replicas[f"{replica.address} before {self._number}"] = replica
+            replica.outdated, replica.listed = True, False
+            self._add(Replica(replica.address, dial(replica.address)))
+        if self._retiring is None or self._retiring.done():
+            self._retiring = asyncio.create_task(self._keep_retiring())
+
+    @survives
+    async def _keep_retiring(self) -> None:
+        while any(replica.outdated for replica in self._replicas.values()):
+            await asyncio.sleep(_LISTEN_AGAIN)
+            self._retire()
 
     def _add(self, replica: Replica) -> None:
         self._replicas[replica.address] = replica
