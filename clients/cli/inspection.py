@@ -30,7 +30,7 @@ SLOW_SYNC_MS = 10.0  # one admission waits for one sync, and a caller waits a se
 EXPIRES_SOON_DAYS = 30
 AUTHORITY_EXPIRES_SOON_DAYS = 180
 _SYNCS = 30
-_RENEW = "run `gateway init`; auth and admin take the new one up by themselves, restart the proxy"
+_RENEW = "run `gateway init`; the services take the new one up by themselves"
 
 # File systems that other machines write to. SQLite's WAL needs memory that all its readers share, so they lose data.
 _NETWORK_FILE_SYSTEMS = frozenset(
