@@ -96,8 +96,6 @@ class SessionStore:
         with faults():
             found = self._find(row.token_hash == sessions.hash_session_token(secret).hex())
         if found is None or not _is_live(found, now):
-            if found is not None and found.revoked_at is None:
-                self._end(found.id, now)
             raise Unauthenticated(_NO_SESSION)
         session = _to_session(found)
         if now - session.last_used_at >= _NOTE_USE_EVERY:
@@ -153,14 +151,6 @@ class SessionStore:
             with self._db.write():
                 row.update(revoked_at=to_text(now)).where(row.id.in_(found), row.revoked_at.is_null()).execute(self._db)
         return len(found)
-
-    def _end(self, session_id: str, now: datetime) -> None:
-        row = models.Session
-        try:
-            with self._db.write():
-                row.update(revoked_at=to_text(now)).where(row.id == session_id, row.revoked_at.is_null()).execute(self._db)
-        except DatabaseUnavailable:
-            pass  # it is refused all the same, and `end_over` comes each second
 
     def _note_use(self, session_id: str, now: datetime) -> None:
         row = models.Session

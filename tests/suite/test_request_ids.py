@@ -107,6 +107,7 @@ def test_an_administrators_request_is_found_in_the_logs_of_the_proxy_and_of_admi
     _, _, page = ask(suite, "/admin/audit?action=token.create", None, answer["session_token"])
     assert page["records"][0]["request_id"] == request_id
     for one, method in ((login_id, "Login"), (request_id, "CreateToken"), (refused_id, "GetToken")):
+        wait_for("its line is written", lambda one=one: "proxy" in lines(suite, one) and "admin" in lines(suite, one))
         told = lines(suite, one)
         assert [line["event"] for line in told["proxy"]] == ["request"]
         assert any(line["event"] == "rpc" and line["method"].endswith(method) for line in told["admin"]), told
