@@ -89,7 +89,8 @@ def test_a_reader_who_is_gone_and_a_full_disk_fail_nothing(pipe):
     os.close(pipe[0])
     full = os.open("/dev/full", os.O_WRONLY)
     for fd in (pipe[1], full):
-        sink = Sink(fd, lambda lost: "lost\n", most_lines=10)
+        # A number of its own, never closed: the thread goes on trying, and would write into what another test opens under it.
+        sink = Sink(os.dup(fd), lambda lost: "lost\n", most_lines=10)
         for _ in range(50):
             sink.write("a line\n")
         until(lambda sink=sink: sink.lost >= 30)

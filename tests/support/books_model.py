@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
+MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 DEAD = datetime.min.replace(tzinfo=UTC)
 """Until when a secret works that was replaced without a grace time."""
 
@@ -58,7 +58,8 @@ class Model:
 
     def enter_period(self, now: datetime) -> None:
         start = beginning(self.period, now)
-        if start is None or self.start is None or self.start < start or beginning(self.period, self.start) != self.start:
+        is_left = start is None or self.start is None or self.start < start or beginning(self.period, self.start) != self.start
+        if is_left or self.start > now + HOUR:  # begun by a clock that was wrong by more than another machine's may be
             self.start = start
 
     def enter(self, now: datetime) -> None:
