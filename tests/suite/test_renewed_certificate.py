@@ -10,6 +10,7 @@ import aiohttp
 from gateway.rpc.identity import issue
 from tests.suite.conftest import ADMIN_PASSWORD
 from tests.suite.load import calls, paced_calls
+from tests.suite.stack import wait_for
 
 GOOD_FOR = 12.0  # seconds
 
@@ -36,8 +37,7 @@ async def test_the_proxy_goes_on_with_a_renewed_certificate_when_the_old_one_has
     for service in ("auth", "admin"):  # each connection is made anew, and the old certificate is none any more
         stack.kill(service)
     stack.start("auth", "admin")
-    while not stack.is_ready("auth"):  # by then the proxy has noticed that it was away
-        await asyncio.sleep(0.05)
+    wait_for("auth", lambda: stack.is_ready("auth"))  # by then the proxy has noticed that it was away
     stack.wait_until_ready()
     assert [one.status for one in await calls(stack.base_url, token, 5, at_once=1, model="mock-plain")] == [200] * 5
     base, login = stack.base_url.removesuffix("/v1"), {"username": "admin", "password": ADMIN_PASSWORD}
