@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,9 +13,6 @@ from cryptography import x509
 CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """For TLS 1.2: forward secrecy and authenticated encryption only. TLS 1.3 has no others."""
 EXPIRES_SOON_DAYS: Final = 14
-
-Signature = tuple[tuple[int, int, int, int], ...]
-"""What tells one state of some files from another."""
 
 
 class CertificateFault(Exception):
@@ -65,15 +61,6 @@ def load_certificate(cert: Path, key: Path) -> Certificate:
     except (OSError, ValueError, IndexError) as error:
         raise CertificateFault(f"{cert}: it holds no readable certificate: {error}") from None
     return Certificate(context, _names(leaf), leaf.not_valid_before_utc, leaf.not_valid_after_utc)
-
-
-def signature(*paths: Path) -> Signature:
-    """The state of files, seen through links: device, inode, time of the last change in ns, size. One is missing: empty."""
-    try:
-        found = [os.stat(path) for path in paths]
-    except OSError:
-        return ()
-    return tuple((status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size) for status in found)
 
 
 def _require_readable(path: Path) -> None:

@@ -9,8 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
+from gateway.file_signature import Signature, signature
 from gateway.process import logs
-from gateway.process.tls import Signature, signature
 from gateway.rpc.identity import Identity, IdentityError, expires_at
 
 FILES: Final = ("cert.pem", "key.pem", "ca.pem")

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from aiohttp import web
 
+from gateway.file_signature import Signature, signature
 from gateway.process.logs import get_logger
 from gateway.process.tasks import survives
-from gateway.process.tls import Certificate, CertificateFault, Signature, load_certificate, signature
+from gateway.process.tls import Certificate, CertificateFault, load_certificate
 from services.proxy.connections import Place, Places
 
 HANDSHAKE_TIME = 10.0
