@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 from gateway.client import wire
 from gateway.client.aio_background import AsyncBackground
 from gateway.client.call import CallState
+from gateway.client.connection import Connection, Line
 from gateway.client.credentials import DEFAULT_ADDRESS, Credentials, address_from_env
 from gateway.client.faults import Fault, Faults, Tries, seconds
 from gateway.client.pending import MOST_PENDING, MOST_RENEWED
@@ -28,15 +29,18 @@ from gateway.stubs.auth.v1.auth_pb2_grpc import AuthServiceStub
 if TYPE_CHECKING:
     from gateway.stubs.auth.v1.auth_pb2_grpc import AuthServiceAsyncStub
 
+    _A = TypeVar("_A")
+    _Rpc = Callable[[AuthServiceAsyncStub], Callable[..., Awaitable[_A]]]
+
 _log: Final = logging.getLogger("gateway.client")
-_A = TypeVar("_A")
 
 
 class AsyncGateway:
     """Asks auth whether calls may be made, and reports what they used. One a loop: make it and use it there.
 
     address: `host:port`, or `dns:///host:port` for every address that the name has, in turn.
-    identity: the folder that `gateway identity create` wrote, or `Credentials`.
+    identity: the folder that `gateway identity create` wrote, or `Credentials`. When the folder holds a renewed certificate,
+    the client goes on with it by itself.
     timeout: seconds for which a caller waits, all tries together.
     max_pending: how many reports are kept in memory while auth is away.
     Raises Unauthenticated when the identity cannot be used. Make it after forking, and close it.
@@ -55,21 +59,16 @@ class AsyncGateway:
         max_pending: int = MOST_PENDING,
     ) -> None:
         credentials = identity if isinstance(identity, Credentials) else Credentials.load(identity)
-        channel = aio_channel(address, credentials, "auth")
-        self._connect(AuthServiceStub(channel), channel.close, Faults(address, credentials), timeout, max_pending)
 
-    def _connect(
-        self,
-        stub: AuthServiceAsyncStub,
-        disconnect: Callable[[], Awaitable[None]],
-        faults: Faults,
-        timeout: float,
-        max_pending: int,
-    ) -> None:
+        def dial(shown: Credentials) -> Line[AuthServiceAsyncStub, Awaitable[None]]:
+            channel = aio_channel(address, shown, "auth")
+            return Line(AuthServiceStub(channel), channel.close, Faults(address, shown))
+
+        self._connect(Connection(dial, credentials), timeout, max_pending)
+
+    def _connect(self, connection: Connection[AuthServiceAsyncStub, Awaitable[None]], timeout: float, max_pending: int) -> None:
         """Wires the client to whatever answers for auth."""
-        self._stub = stub
-        self._disconnect = disconnect
-        self._faults = faults
+        self._connection = connection
         self._timeout = seconds(timeout)
         self._closed = False
         self._background = AsyncBackground(send=self._send_once, renew=self._renew_once, most=max_pending)
@@ -109,7 +108,7 @@ class AsyncGateway:
         message = wire.validation(token, call_id, model, terms)
         tries = self._tries(timeout)
         try:
-            return wire.grant(await self._ask(self._stub.ValidateToken, message, tries, call_id), call_id)
+            return wire.grant(await self._ask(lambda auth: auth.ValidateToken, message, tries, call_id), call_id)
         except (Fault, GatewayError) as fault:
             if tries.lost and request_id is None:
                 self._background.post(wire.withdrawal(call_id))
@@ -128,7 +127,7 @@ class AsyncGateway:
         Raises like `validate`.
         """
         message = wire.look(token, model, client_ip)
-        return wire.granted(await self._asked(self._stub.ValidateToken, message, timeout)).token_id
+        return wire.granted(await self._asked(lambda auth: auth.ValidateToken, message, timeout)).token_id
 
     async def usage(
         self, token: str, *, details: bool = False, client_ip: str = "", timeout: float | None = None
@@ -138,7 +137,7 @@ class AsyncGateway:
         Raises TokenUnknown, AuthUnavailable within the timeout, or another GatewayError.
         """
         message = pb.GetTokenUsageRequest(token=token, client_ip=client_ip, details=details)
-        return wire.token_usage(await self._asked(self._stub.GetTokenUsage, message, timeout))
+        return wire.token_usage(await self._asked(lambda auth: auth.GetTokenUsage, message, timeout))
 
     def call(
         self,
@@ -170,7 +169,7 @@ class AsyncGateway:
         `call` does this by itself. Raises AuthUnavailable within the timeout, or another GatewayError.
         """
         message = pb.RenewLeaseRequest(request_ids=wire.ids(calls)[: MOST_RENEWED + 1])
-        return frozenset((await self._asked(self._stub.RenewLease, message, timeout)).request_ids)
+        return frozenset((await self._asked(lambda auth: auth.RenewLease, message, timeout)).request_ids)
 
     # -- the end -------------------------------------------------------------------------------------------------------------
 
@@ -185,7 +184,7 @@ class AsyncGateway:
         left = await self._background.flush(timeout)
         self._closed = True
         await self._background.stop()
-        await self._disconnect()
+        await asyncio.gather(*(line.close() for line in self._connection.lines()))
         for item in left:
             _log.error("a report was not delivered: %s (request_id=%s)", item.message, item.request_id)
         return left
@@ -205,7 +204,13 @@ class AsyncGateway:
             raise FailedPrecondition("this Gateway is closed")
         return Tries(self._timeout if timeout is None else timeout)
 
-    async def _ask(self, rpc: Callable[..., Awaitable[_A]], message: Any, tries: Tries, request_id: str = "") -> _A:
+    async def _ask(
+        self,
+        rpc: _Rpc[_A],
+        message: Any,
+        tries: Tries,
+        request_id: str = "",
+    ) -> _A:
         """One question, asked again while its time lasts and the fault passes. Raises Fault."""
         while True:
             try:
@@ -216,35 +221,45 @@ class AsyncGateway:
                     raise
             await asyncio.sleep(pause)
 
-    async def _asked(self, rpc: Callable[..., Awaitable[_A]], message: Any, timeout: float | None) -> _A:
+    async def _asked(self, rpc: _Rpc[_A], message: Any, timeout: float | None) -> _A:
         """The same; raises the GatewayError."""
         try:
             return await self._ask(rpc, message, self._tries(timeout))
         except Fault as fault:
             raise fault.error from fault.__cause__
 
-    async def _try(self, rpc: Callable[..., Awaitable[_A]], message: Any, timeout: float, request_id: str = "") -> _A:
+    async def _try(
+        self,
+        rpc: _Rpc[_A],
+        message: Any,
+        timeout: float,
+        request_id: str = "",
+    ) -> _A:
         metadata = (("x-request-id", request_id),) if request_id else ()
+        line = self._connection.take()
         try:
-            return await rpc(message, timeout=timeout, metadata=metadata)
+            return await rpc(line.stub)(message, timeout=timeout, metadata=metadata)
         except Exception as error:
-            raise self._faults.read(error) from error
+            raise line.faults.read(error) from error
+        finally:
+            for old in self._connection.give_back(line):
+                await old.close()
 
     async def _record(self, report: pb.RecordUsageRequest, timeout: float | None = None) -> Receipt:
         tries = self._tries(timeout)
         answer = await self._background.record(
-            report, lambda wanted: self._ask(self._stub.RecordUsage, wanted, tries, wanted.request_id)
+            report, lambda wanted: self._ask(lambda auth: auth.RecordUsage, wanted, tries, wanted.request_id)
         )
         if answer is None:
             return Receipt(report.request_id, False, None, None, None)
         return wire.receipt(report.request_id, answer)
 
     async def _send_once(self, report: pb.RecordUsageRequest) -> pb.RecordUsageResponse:
-        return await self._try(self._stub.RecordUsage, report, self._timeout, report.request_id)
+        return await self._try(lambda auth: auth.RecordUsage, report, self._timeout, report.request_id)
 
     async def _renew_once(self, request_ids: list[str]) -> list[str]:
         message = pb.RenewLeaseRequest(request_ids=request_ids)
-        return list((await self._try(self._stub.RenewLease, message, self._timeout)).request_ids)
+        return list((await self._try(lambda auth: auth.RenewLease, message, self._timeout)).request_ids)
 
 
 class AsyncCall(CallState):

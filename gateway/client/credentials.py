@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from gateway.errors import Unauthenticated
 DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
 ADDRESS_VARIABLE: Final = "GATEWAY_AUTH_ADDRESS"
 DIRECTORY_VARIABLE: Final = "GATEWAY_IDENTITY_DIR"
+FILES: Final = ("cert.pem", "key.pem", "ca.pem")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -28,16 +30,17 @@ class Credentials:
     ca: bytes
     expires_at: datetime
     directory: str = ""
-    """Where it was read from, for messages."""
+    """Where it was read from, and where the client looks for a renewed one; empty: nowhere."""
 
     @classmethod
     def load(cls, directory: Path | str) -> Credentials:
         """Reads `cert.pem`, `key.pem` and `ca.pem` of a directory.
 
-        Raises Unauthenticated, saying which command makes them, when one is missing, unreadable or expired.
+        Raises Unauthenticated, saying which command makes them, when one is missing, unreadable or expired, or when they do
+        not belong together.
         """
         folder = Path(directory)
-        cert, key, ca = (_read(folder, name) for name in ("cert.pem", "key.pem", "ca.pem"))
+        cert, key, ca = (_read(folder, name) for name in FILES)
         try:
             facts = read_certificate(cert)
             read_certificate(ca)
@@ -47,6 +50,8 @@ class Credentials:
             raise Unauthenticated(f"{folder / 'cert.pem'} names no identity of a gateway. {_how(folder)}")
         if b"PRIVATE KEY" not in key:
             raise Unauthenticated(f"{folder / 'key.pem'} holds no private key. {_how(folder)}")
+        if not _belong_together(folder):
+            raise Unauthenticated(f"{folder / 'key.pem'} is not the key of {folder / 'cert.pem'}. {_how(folder)}")
         if facts.expires_at < datetime.now(UTC):
             raise Unauthenticated(
                 f"{folder / 'cert.pem'} expired on {facts.expires_at:%Y-%m-%d}. Where the gateway runs,"
@@ -76,6 +81,14 @@ def _read(folder: Path, name: str) -> bytes:
         return (folder / name).read_bytes()
     except OSError as error:
         raise Unauthenticated(f"{folder / name}: {error.strerror or error}. {_how(folder)}") from None
+
+
+def _belong_together(folder: Path) -> bool:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(folder / "cert.pem", folder / "key.pem", password="")
+    except OSError:  # SSLError is one
+        return False
+    return True
 
 
 def _how(folder: Path) -> str:

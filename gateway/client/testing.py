@@ -11,11 +11,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
+from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from gateway.client.aio import AsyncGateway
+from gateway.client.connection import Connection, Line
+from gateway.client.credentials import Credentials
 from gateway.client.faults import Faults
 from gateway.client.memory import MemoryAuth, MemoryCall
 from gateway.client.pending import MOST_PENDING
@@ -23,7 +26,11 @@ from gateway.client.sync import Gateway
 from gateway.errors import PermissionDenied
 from gateway.stubs.auth.v1 import auth_pb2 as pb
 
+if TYPE_CHECKING:
+    from gateway.stubs.auth.v1.auth_pb2_grpc import AuthServiceAsyncStub, AuthServiceStub
+
 _ADDRESS = "memory"
+_NOBODY = Credentials("", b"", b"", b"", datetime.max.replace(tzinfo=UTC))
 _TIMEOUT = 0.05  # what a test waits for a gateway that is away
 
 
@@ -128,7 +135,8 @@ class FakeGateway(_Memory, Gateway):
     def __init__(self, *, auth: MemoryAuth | None = None, timeout: float = _TIMEOUT, max_pending: int = MOST_PENDING) -> None:
         _Memory.__init__(self, auth)
         stub = cast(Any, _SyncStub(self._auth))
-        self._connect(stub, lambda: None, Faults(_ADDRESS, None), timeout, max_pending)
+        line: Line[AuthServiceStub, None] = Line(stub, lambda: None, Faults(_ADDRESS, None))
+        self._connect(Connection(lambda _: line, _NOBODY), timeout, max_pending)
 
 
 class AsyncFakeGateway(_Memory, AsyncGateway):
@@ -137,7 +145,8 @@ class AsyncFakeGateway(_Memory, AsyncGateway):
     def __init__(self, *, auth: MemoryAuth | None = None, timeout: float = _TIMEOUT, max_pending: int = MOST_PENDING) -> None:
         _Memory.__init__(self, auth)
         stub = cast(Any, _AsyncStub(self._auth))
-        self._connect(stub, _nothing, Faults(_ADDRESS, None), timeout, max_pending)
+        line: Line[AuthServiceAsyncStub, Awaitable[None]] = Line(stub, _nothing, Faults(_ADDRESS, None))
+        self._connect(Connection(lambda _: line, _NOBODY), timeout, max_pending)
 
 
 async def _nothing() -> None:

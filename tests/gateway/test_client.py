@@ -6,12 +6,13 @@ import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from decimal import Decimal
 
 import grpc
 import pytest
 
-from gateway.client import Gateway, Outcome, Receipt, Source, State, text_ceiling
+from gateway.client import Credentials, Gateway, Outcome, Receipt, Source, State, text_ceiling
 from gateway.errors import (
     AlreadyExists,
     AuthUnavailable,
@@ -413,8 +414,11 @@ def test_a_failed_handshake_says_what_is_wrong(auth, elsewhere, tmp_path):
     (elsewhere / "ca.pem").write_bytes((auth.folder / "billing" / "ca.pem").read_bytes())
     assert "does not know the certificate" in why(auth.address, elsewhere)
     mixed = auth.issue("mixed", ("ValidateToken",))
-    (mixed / "key.pem").write_bytes((auth.folder / "billing" / "key.pem").read_bytes())
-    assert "is not the key of" in why(auth.address, mixed)
+    billing = Credentials.load(auth.folder / "billing")
+    assert "is not the key of" in why(auth.address, replace(Credentials.load(mixed), key=billing.key))
+    (mixed / "key.pem").write_bytes(billing.key)
+    with pytest.raises(Unauthenticated, match="is not the key of"):
+        Credentials.load(mixed)
     plain = grpc.server(ThreadPoolExecutor(1))
     port = plain.add_insecure_port("127.0.0.1:0")
     plain.start()
