@@ -163,6 +163,12 @@ class Unauthenticated(GatewayError):
     reason = "UNAUTHENTICATED"
 
 
+class IdentityRevoked(Unauthenticated):
+    """The certificate of this identity is good no more."""
+
+    reason = "IDENTITY_REVOKED"
+
+
 class PermissionDenied(GatewayError):
     """This identity or role may not do this."""
 

@@ -55,6 +55,7 @@ TABLE: Mapping[str, Row] = {
     fault.FailedPrecondition.reason: Row(409, "failed_precondition"),
     fault.VersionMismatch.reason: Row(409, "version_mismatch"),
     fault.Unauthenticated.reason: Row(401, "unauthenticated"),
+    fault.IdentityRevoked.reason: Row(503, "auth_unavailable", _SERVER),
     fault.PermissionDenied.reason: Row(403, "permission_denied"),
     fault.Throttled.reason: Row(429, "throttled", "requests"),
     fault.DatabaseUnavailable.reason: Row(503, "auth_unavailable", _SERVER),

@@ -18,26 +18,26 @@ STARTING = 5.0  # seconds that a command waits for an admin that is starting
 DEADLINE = 15.0  # seconds that one call may take
 
 
-def admin_channel() -> AbstractContextManager[grpc.Channel]:
+def admin_channel(patience: float = STARTING) -> AbstractContextManager[grpc.Channel]:
     """A channel to admin that is connected. What a call on it raises comes out as a GatewayError.
 
-    Raises Failure when admin does not answer within 5 s or there is no operator's certificate.
+    patience: seconds that admin has to answer. Raises Failure when it does not, or there is no operator's certificate.
     """
     settings = load_settings(os.environ)
-    return _channel(settings, "admin", settings.admin_address)
+    return _channel(settings, "admin", settings.admin_address, patience)
 
 
 def auth_channel() -> AbstractContextManager[grpc.Channel]:
     """The same to auth."""
     settings = load_settings(os.environ)
-    return _channel(settings, "auth", settings.auth_address)
+    return _channel(settings, "auth", settings.auth_address, STARTING)
 
 
 @contextmanager
-def _channel(settings: Settings, service: str, address: str) -> Iterator[grpc.Channel]:
+def _channel(settings: Settings, service: str, address: str, patience: float) -> Iterator[grpc.Channel]:
     with sync_channel(address, operator(settings), service) as channel:
         try:
-            grpc.channel_ready_future(channel).result(timeout=STARTING)
+            grpc.channel_ready_future(channel).result(timeout=patience)
         except grpc.FutureTimeoutError:
             raise Failure(
                 f"{service} does not answer at {address}: start it with `gateway up` or `gateway {service}`",

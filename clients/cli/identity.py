@@ -8,7 +8,7 @@ import shutil
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -18,11 +18,13 @@ from cyclopts import App, Parameter
 from clients.cli.issued import Issued, issued_identities, remember
 from clients.cli.output import USAGE, Failure, Json, fields, table, tell, tell_json, warn
 from clients.cli.places import own_name
+from clients.cli.revoking import known_revocations, revoke
 from gateway.process.settings import Settings, load_settings
 from gateway.rpc.identity import LEAF_DAYS, OWN_NAMES, RECORD_UNADMITTED, IdentityError, issue
 from gateway.stubs.auth.v1 import auth_pb2
 
-app = App(name="identity", help="Make certificates for internal services, and see which were made.")
+app = App(name="identity", help="Make certificates for internal services, see which were made, and revoke them.")
+app.command(revoke)
 
 DEFAULT_METHODS: Final = (
     "ValidateToken",
@@ -59,7 +61,7 @@ def create(
     """Issue a certificate to an internal service, and say what to copy where.
 
     Runs where the authority's key is. With --force and no method named, the methods and rights issued last are kept. An
-    identity is good until its last day: there is no list of withdrawn ones, so keep `key.pem` like a password.
+    identity is good until its last day, and the old one beside the new: `gateway identity revoke` ends it earlier.
 
     Example: gateway identity create billing --out billing-identity
     """
@@ -101,7 +103,7 @@ def create(
     if tar:
         return
     if json:
-        tell_json({**_as_json(made), "directory": str(folder.resolve())})
+        tell_json({**_as_json(made, {}), "directory": str(folder.resolve())})
     else:
         _tell_made(made, folder, settings)
 
@@ -113,10 +115,13 @@ def list_(*, json: Json = False) -> None:
     Example: gateway identity list
     """
     found = issued_identities(load_settings(os.environ))
+    revoked = known_revocations() if found else {}
     if json:
-        tell_json({"identities": [_as_json(one) for one in found]})
+        tell_json({"identities": [_as_json(one, revoked) for one in found]})
         return
-    rows = ((one.name, f"{one.expires_at:%Y-%m-%d}", _state(one), ", ".join(one.methods), _rights(one)) for one in found)
+    rows = (
+        (one.name, f"{one.expires_at:%Y-%m-%d}", _state(one, revoked), ", ".join(one.methods), _rights(one)) for one in found
+    )
     table(("name", "expires", "state", "methods", "rights"), rows)
 
 
@@ -134,13 +139,14 @@ def show(
     found = _issued(load_settings(os.environ), name)
     if found is None:
         raise Failure(f"no identity was issued to {name}: `gateway identity list` has those that were", reason="not_found")
+    revoked = known_revocations()
     if json:
-        tell_json(_as_json(found))
+        tell_json(_as_json(found, revoked))
         return
     fields(
         {
             "name": found.name,
-            "expires": f"{found.expires_at:%Y-%m-%d} ({_state(found)})",
+            "expires": f"{found.expires_at:%Y-%m-%d} ({_state(found, revoked)})",
             "methods": ", ".join(found.methods),
             "rights": _rights(found),
             "serial": f"{found.serial:x}",
@@ -193,11 +199,11 @@ def _tell_made(made: Issued, folder: Path, settings: Settings) -> None:
     tell(f"before {made.expires_at:%Y-%m-%d}: {own_name()} identity create {made.name} --force, and copy the files again")
 
 
-def _as_json(one: Issued) -> dict[str, Any]:
+def _as_json(one: Issued, revoked: Mapping[str, datetime]) -> dict[str, Any]:
     return {
         "name": one.name,
         "expires_at": one.expires_at.isoformat().replace("+00:00", "Z"),
-        "state": _state(one),
+        "state": _state(one, revoked),
         "methods": list(one.methods),
         "rights": list(one.rights),
         "serial": f"{one.serial:x}",
@@ -208,5 +214,7 @@ def _rights(one: Issued) -> str:
     return ", ".join(one.rights)
 
 
-def _state(one: Issued) -> str:
+def _state(one: Issued, revoked: Mapping[str, datetime]) -> str:
+    if one.name in revoked and one.issued_at <= revoked[one.name]:
+        return "revoked"
     return "expired" if one.expires_at < datetime.now(UTC) else "good"

@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from gateway.process.settings import Settings
-from gateway.rpc.identity import RIGHT_PREFIX, RPC_PREFIX
+from gateway.rpc.identity import RIGHT_PREFIX, RPC_PREFIX, issued_at
 from gateway.rpc.keys import IDENTITY_PREFIX
 
 
@@ -20,6 +20,8 @@ class Issued:
     """What a certificate says."""
 
     name: str
+    issued_at: datetime
+    """To the second."""
     expires_at: datetime
     methods: tuple[str, ...]
     rights: tuple[str, ...]
@@ -35,6 +37,7 @@ class Issued:
         (name,) = _after(IDENTITY_PREFIX, uris)
         return cls(
             name=name,
+            issued_at=issued_at(certificate),
             expires_at=certificate.not_valid_after_utc,
             methods=_after(RPC_PREFIX, uris),
             rights=_after(RIGHT_PREFIX, uris),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, Final, ParamSpec
 
@@ -33,6 +34,19 @@ def survives(task: Callable[_P, Coroutine[Any, Any, None]]) -> Callable[_P, Coro
             await asyncio.sleep(AGAIN)
 
     return run
+
+
+@contextmanager
+def looking(look: Callable[[], None], *, every: float, name: str) -> Iterator[None]:
+    """A thread that calls a function every so many seconds while the block runs. An exception ends one look, and is logged."""
+    stop = threading.Event()
+    thread = threading.Thread(target=keep_looking, args=(look,), kwargs={"every": every, "stop": stop}, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def keep_looking(look: Callable[[], None], *, every: float, stop: threading.Event) -> None:

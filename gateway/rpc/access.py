@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final, Protocol
 
 import grpc
 from google.protobuf import descriptor_pool
 
-from gateway.errors import PermissionDenied, Unauthenticated
-from gateway.rpc.identity import OWN_NAMES, RECORD_UNADMITTED, Caller, caller_of
+from gateway.errors import IdentityRevoked, PermissionDenied, Unauthenticated
+from gateway.rpc.identity import OWN_NAMES, RECORD_UNADMITTED, Caller, caller_of, issued_at_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,14 @@ def acting_as(who: Principal) -> Iterator[Principal]:
         _current.reset(before)
 
 
+IssuedUntil = Callable[[str], datetime | None]
+"""Of an identity's name: up to when its certificates were issued that are revoked; None: all are good."""
+
+
+def none_revoked(_: str) -> None:
+    """For servers without a list of what is revoked."""
+
+
 class AccessError(Exception):
     """A table of rights and the services do not match: the server must not start."""
 
@@ -111,18 +120,21 @@ def check_rows(services: Iterable[str], access: AccessTable) -> None:
 class Guard:
     """Applies a table to calls."""
 
-    def __init__(self, check_session: CheckSession | None = None) -> None:
+    def __init__(self, check_session: CheckSession | None = None, revoked: IssuedUntil = none_revoked) -> None:
         self._check_session = check_session
+        self._revoked = revoked
 
     def enter(self, method: str, rule: Rule, context: grpc.ServicerContext) -> Principal:
         """Who calls, as `principal()` gives it from here on.
 
-        Raises Unauthenticated without an identity or a live session, PermissionDenied for one that may not call the method.
+        Raises Unauthenticated without an identity or a live session, IdentityRevoked for one that is good no more,
+        PermissionDenied for one that may not call the method.
         """
         caller = caller_of(context)
         name = caller.name
         if not name:
             raise Unauthenticated("this call needs a client certificate of this installation")
+        self._check_revoked(name, context)
         if name in rule.identities or rule.anyone or (rule.named and method.rpartition("/")[2] in caller.rpcs):
             who = _principal_of(caller)
         elif rule.roles and self._check_session is not None:
@@ -131,6 +143,14 @@ class Guard:
             raise PermissionDenied(_not_allowed(caller, method, rule))
         _current.set(who)
         return who
+
+    def _check_revoked(self, name: str, context: grpc.ServicerContext) -> None:
+        until = self._revoked(name)
+        if until is None:
+            return
+        issued = issued_at_of(context)
+        if issued is None or issued <= until:
+            raise IdentityRevoked(f"the certificate of {name} is revoked: {_in_its_place(name)}")
 
     def _by_session(
         self, method: str, rule: Rule, caller: Caller, context: grpc.ServicerContext, check: CheckSession
@@ -142,6 +162,12 @@ class Guard:
                 f"a session of the role {session.role} may not call {method}", metadata={"role": session.role}
             )
         return Principal(f"admin:{session.username}", caller, session)
+
+
+def _in_its_place(name: str) -> str:
+    if name in OWN_NAMES:
+        return f"use the one in the folder pki/{name} of the gateway's data; `gateway identity revoke {name}` issues it"
+    return f"issue a new one with `gateway identity create {name} --force`"
 
 
 def _not_allowed(caller: Caller, method: str, rule: Rule) -> str:

@@ -99,6 +99,22 @@ def caller_of(context: grpc.ServicerContext) -> Caller:
     return _caller(tuple(names)) if names else NOBODY
 
 
+def issued_at_of(context: grpc.ServicerContext) -> datetime | None:
+    """When the caller's certificate was issued, by the clock of the authority's machine; None: not known."""
+    pems = context.auth_context().get("x509_pem_cert")
+    return _issued_at(bytes(pems[0])) if pems else None
+
+
+@lru_cache(maxsize=256)
+def _issued_at(pem: bytes) -> datetime:
+    return issued_at(x509.load_pem_x509_certificate(pem))
+
+
+def issued_at(certificate: x509.Certificate) -> datetime:
+    """When a certificate was issued, to the second."""
+    return certificate.not_valid_before_utc + _CLOCK_SKEW
+
+
 @lru_cache(maxsize=1024)
 def _caller(names: tuple[bytes, ...]) -> Caller:
     texts = [name.decode("ascii", "replace") for name in names]
@@ -110,6 +126,11 @@ def _caller(names: tuple[bytes, ...]) -> Caller:
         frozenset(text[len(RPC_PREFIX) :] for text in texts if text.startswith(RPC_PREFIX)),
         frozenset(text[len(RIGHT_PREFIX) :] for text in texts if text.startswith(RIGHT_PREFIX)),
     )
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be the name of an identity."""
+    return _NAME.fullmatch(text) is not None
 
 
 def create_authority(directory: Path | str, *, days: int = AUTHORITY_DAYS) -> bool:
@@ -168,7 +189,7 @@ def issue(
     Raises IdentityError for a name or right that cannot stand in a certificate, or an authority that cannot be read.
     """
     rpcs, rights = tuple(rpcs), tuple(rights)
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise IdentityError(f"{name!r} is no name for an identity: lower-case letters, digits and hyphens, a letter first")
     if (rpcs or rights) and name in OWN_NAMES:
         raise IdentityError(f"{name} is the gateway's own: its rights stand in the services' tables, not in its certificate")

@@ -11,7 +11,17 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from gateway.rpc.access import AccessError, AccessTable, CheckSession, Guard, Rule, check_rows, methods_of
+from gateway.rpc.access import (
+    AccessError,
+    AccessTable,
+    CheckSession,
+    Guard,
+    IssuedUntil,
+    Rule,
+    check_rows,
+    methods_of,
+    none_revoked,
+)
 from gateway.rpc.channel import KEEPALIVE_TIMEOUT_MS, MAX_MESSAGE_BYTES
 from gateway.rpc.identity import Identity
 from gateway.rpc.interceptors import Observe, Streams, nobody, wrap
@@ -130,13 +140,15 @@ def build_server(
     *,
     threads: int = 16,
     check_session: CheckSession | None = None,
+    revoked: IssuedUntil = none_revoked,
     observe: Observe = nobody,
 ) -> Server:
     """A server for the given services, to which their servicers are still to be added.
 
     identity: whose certificate it shows; `bind` takes it. services: full names, such as `gateway.auth.v1.AuthService`.
     access: a row for each of their methods. threads: how many calls run at once; 64 times as many may wait, any more get
-    RESOURCE_EXHAUSTED. check_session: reads sessions, for tables whose rules name roles. observe: told of each RPC that ended.
+    RESOURCE_EXHAUSTED. check_session: reads sessions, for tables whose rules name roles.
+    revoked: which certificates are good no more. observe: told of each RPC that ended.
     Raises AccessError when table and services do not match.
     """
     check_rows(services, access)
@@ -147,7 +159,7 @@ def build_server(
         options=OPTIONS,
         maximum_concurrent_rpcs=threads * 65,
     )
-    return Server(server, access, Guard(check_session), services, observe)
+    return Server(server, access, Guard(check_session, revoked), services, observe)
 
 
 def bind(server: Server, listen: str, identity: Identity, *, renewal: Renewal | None = None) -> int:

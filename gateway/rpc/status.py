@@ -41,6 +41,7 @@ CODES: Final[Mapping[type[GatewayError], grpc.StatusCode]] = {
     errors.FailedPrecondition: _Code.FAILED_PRECONDITION,
     errors.VersionMismatch: _Code.ABORTED,
     errors.Unauthenticated: _Code.UNAUTHENTICATED,
+    errors.IdentityRevoked: _Code.UNAUTHENTICATED,
     errors.PermissionDenied: _Code.PERMISSION_DENIED,
     errors.Throttled: _Code.RESOURCE_EXHAUSTED,
     errors.DatabaseUnavailable: _Code.UNAVAILABLE,

@@ -252,6 +252,18 @@ class LoginAttempt(Model):
         table_name = "login_attempts"
 
 
+class RevokedIdentity(Model):
+    """A name of which certificates are revoked."""
+
+    name = TextField(primary_key=True)
+    issued_until = TextField()
+    revoked_at = TextField()
+    actor = TextField()
+
+    class Meta:
+        table_name = "revoked_identities"
+
+
 class Operation(Model):
     """A change that was asked for with an id, so that its repeat is known."""
 
@@ -305,6 +317,7 @@ ALL: tuple[type[Model], ...] = (
     Administrator,
     Session,
     LoginAttempt,
+    RevokedIdentity,
     Operation,
     AuditRecord,
     Meta,

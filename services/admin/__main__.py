@@ -16,11 +16,13 @@ from gateway.process.metrics import DatabaseMetrics, service_registry
 from gateway.process.probes import start_probes
 from gateway.process.settings import SettingsError, load_settings
 from gateway.process.stderr import cannot_start, catch_stray, tell_waiting
+from gateway.process.tasks import looking
 from gateway.rpc.identity import Identity, IdentityError
 from gateway.rpc.renewal import Renewal
 from gateway.rpc.server import BindError, bind
 from gateway.storage import waiting
 from gateway.storage.installation import claim_token_key
+from gateway.storage.revoked_identities import READ_EVERY, RevokedIdentities
 from gateway.storage.sessions import SessionStore
 from services.admin.app import make_server
 from services.admin.metrics import AdminMetrics, SessionCount
@@ -45,11 +47,21 @@ def main() -> None:
         ) as db:
             db.set_cache(_CACHE_KIB)
             unless_stopped(partial(waiting.while_away, partial(claim_token_key, db, key), tell=tell_waiting))
+            revoked = RevokedIdentities(db)
+            unless_stopped(partial(waiting.while_away, revoked.read, tell=tell_waiting))
             registry = service_registry("admin", certificate_ends=lambda: renewal.expires_at)
             clock = steady_clock(SystemClock(), registry)
             metrics, database = AdminMetrics(registry), DatabaseMetrics(registry)
             sessions, store = SessionCount(db, metrics, clock=clock), SessionStore(db, clock=clock)
-            server = make_server(db=db, identity=identity, token_key=key, clock=clock, registry=registry, metrics=metrics)
+            server = make_server(
+                db=db,
+                identity=identity,
+                revoked=revoked.until,
+                token_key=key,
+                clock=clock,
+                registry=registry,
+                metrics=metrics,
+            )
 
             def ready() -> bool:
                 sessions.look()
@@ -58,7 +70,10 @@ def main() -> None:
                 return database.watched(db.is_reachable, lambda: db.trouble)
 
             bind(server, settings.admin_listen, identity, renewal=renewal)
-            with start_probes(settings.admin_metrics_address, lambda: server.serving, registry=registry):
+            with (
+                looking(revoked.look, every=READ_EVERY, name="revoked-identities"),
+                start_probes(settings.admin_metrics_address, lambda: server.serving, registry=registry),
+            ):
                 serve_until_signal(server, lame_duck=settings.lame_duck, drain=settings.drain, ready=ready)
     except (SettingsError, IdentityError, BindError, GatewayError, OSError) as error:
         sys.exit(cannot_start("admin", error))

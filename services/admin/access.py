@@ -13,6 +13,7 @@ SERVICES = (
     "gateway.admin.v1.UsageService",
     "gateway.admin.v1.AdjustmentService",
     "gateway.admin.v1.PriceService",
+    "gateway.admin.v1.IdentityService",
 )
 
 _OPERATOR = frozenset({"operator"})
@@ -51,4 +52,6 @@ ACCESS: AccessTable = {
     "/gateway.admin.v1.PriceService/ListPrices": _ADMINISTRATION,
     "/gateway.admin.v1.PriceService/CreatePrice": _ADMINISTRATION,
     "/gateway.admin.v1.PriceService/RetirePrice": _ADMINISTRATION,
+    "/gateway.admin.v1.IdentityService/RevokeIdentity": Rule(identities=_OPERATOR),
+    "/gateway.admin.v1.IdentityService/ListRevokedIdentities": _ADMINISTRATION,
 }

@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway.clock import Clock
 from gateway.process.metrics import RpcMetrics
+from gateway.rpc.access import IssuedUntil
 from gateway.rpc.identity import Identity
 from gateway.rpc.server import Server, build_server
 from gateway.storage.adjustments import AdjustmentStore
@@ -15,11 +16,13 @@ from gateway.storage.customers import CustomerStore
 from gateway.storage.database import Database
 from gateway.storage.price_list import PriceList
 from gateway.storage.request_log import RequestLog
+from gateway.storage.revoked_identities import RevokedIdentityStore
 from gateway.storage.sessions import SessionStore
 from gateway.storage.tokens import TokenStore
 from gateway.stubs.admin.v1 import (
     adjustments_pb2_grpc,
     audit_pb2_grpc,
+    identities_pb2_grpc,
     prices_pb2_grpc,
     requests_pb2_grpc,
     sessions_pb2_grpc,
@@ -29,6 +32,7 @@ from gateway.stubs.admin.v1 import (
 from services.admin.access import ACCESS, SERVICES
 from services.admin.adjustments import AdjustmentServicer
 from services.admin.audit import AuditServicer
+from services.admin.identities import IdentityServicer
 from services.admin.metrics import AdminMetrics
 from services.admin.prices import PriceServicer
 from services.admin.requests import MAX_TAILS, RequestLogServicer
@@ -43,6 +47,7 @@ def make_server(
     *,
     db: Database,
     identity: Identity,
+    revoked: IssuedUntil,
     token_key: bytes,
     clock: Clock,
     registry: CollectorRegistry,
@@ -50,7 +55,8 @@ def make_server(
 ) -> Server:
     """The server, not yet bound and not yet started.
 
-    db: with the schema of this release. token_key: the installation's, 32 bytes. registry: where the RPCs are counted.
+    db: with the schema of this release. token_key: the installation's, 32 bytes. revoked: which certificates are good
+    no more. registry: where the RPCs are counted.
     metrics: where logins are.
     """
     sessions = SessionStore(db, clock=clock)
@@ -60,6 +66,7 @@ def make_server(
         ACCESS,
         threads=MAX_TAILS + _OTHER_CALLS,  # so that those who follow the log leave room for everyone else
         check_session=lambda secret, _: sessions.check(secret),
+        revoked=revoked,
         observe=RpcMetrics(registry, ACCESS).handled,
     )
     sessions_pb2_grpc.add_SessionServiceServicer_to_server(
@@ -76,5 +83,8 @@ def make_server(
     )
     prices_pb2_grpc.add_PriceServiceServicer_to_server(
         PriceServicer(prices=PriceList(db, token_key=token_key, clock=clock)), server
+    )
+    identities_pb2_grpc.add_IdentityServiceServicer_to_server(
+        IdentityServicer(revoked=RevokedIdentityStore(db, clock=clock)), server
     )
     return server

@@ -17,6 +17,7 @@ from gateway.process.probes import start_probes
 from gateway.process.settings import Settings, SettingsError, load_settings
 from gateway.process.settings_rows import price_rows, provider_rows
 from gateway.process.stderr import cannot_start, catch_stray, tell_waiting
+from gateway.process.tasks import looking
 from gateway.rpc.identity import Identity, IdentityError
 from gateway.rpc.renewal import Renewal
 from gateway.rpc.server import BindError, bind
@@ -24,6 +25,7 @@ from gateway.storage import waiting
 from gateway.storage.database import Database
 from gateway.storage.installation import claim_token_key, load_configuration
 from gateway.storage.ledger import Ledger
+from gateway.storage.revoked_identities import READ_EVERY, RevokedIdentities
 from services.auth.app import make_server
 from services.auth.denials import DenialLog
 from services.auth.metrics import AuthMetrics
@@ -57,20 +59,25 @@ def main() -> None:
                 retention_days=settings.retention_days,
             ),
         ):
-            first_steps = partial(_prepare, db, key, settings, clock)
+            revoked = RevokedIdentities(db)
+            first_steps = partial(_prepare, db, key, settings, clock, revoked)
             unless_stopped(partial(waiting.while_away, first_steps, tell=tell_waiting))
             server = make_server(
                 db=db,
                 ledger=ledger,
                 denials=denials,
                 identity=identity,
+                revoked=revoked.until,
                 token_key=key,
                 clock=wall,
                 registry=registry,
                 metrics=metrics,
             )
             bind(server, settings.auth_listen, identity, renewal=renewal)
-            with start_probes(settings.auth_metrics_address, lambda: server.serving, registry=registry):
+            with (
+                looking(revoked.look, every=READ_EVERY, name="revoked-identities"),
+                start_probes(settings.auth_metrics_address, lambda: server.serving, registry=registry),
+            ):
                 serve_until_signal(
                     server,
                     lame_duck=settings.lame_duck,
@@ -81,10 +88,11 @@ def main() -> None:
         sys.exit(cannot_start("auth", error))
 
 
-def _prepare(db: Database, key: bytes, settings: Settings, clock: Clock) -> None:
+def _prepare(db: Database, key: bytes, settings: Settings, clock: Clock, revoked: RevokedIdentities) -> None:
     """What a database needs before calls are decided by it. Harmless to repeat."""
     claim_token_key(db, key)
     load_configuration(db, price_rows(settings), provider_rows(settings), clock)
+    revoked.read()
 
 
 if __name__ == "__main__":

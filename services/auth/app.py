@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway.clock import Clock
 from gateway.process.metrics import RpcMetrics
+from gateway.rpc.access import IssuedUntil
 from gateway.rpc.identity import Identity
 from gateway.rpc.server import Server, build_server
 from gateway.storage.database import Database
@@ -27,6 +28,7 @@ def make_server(
     ledger: Ledger,
     denials: DenialLog,
     identity: Identity,
+    revoked: IssuedUntil,
     token_key: bytes,
     clock: Clock,
     registry: CollectorRegistry,
@@ -34,10 +36,13 @@ def make_server(
 ) -> Server:
     """The server, not yet bound and not yet started.
 
-    db: with the schema of this release. token_key: the installation's, 32 bytes. registry: where the RPCs are counted.
+    db: with the schema of this release. token_key: the installation's, 32 bytes. revoked: which certificates are good
+    no more. registry: where the RPCs are counted.
     metrics: where decisions are.
     """
-    server = build_server(identity, [SERVICE], ACCESS, threads=_THREADS, observe=RpcMetrics(registry, ACCESS).handled)
+    server = build_server(
+        identity, [SERVICE], ACCESS, threads=_THREADS, revoked=revoked, observe=RpcMetrics(registry, ACCESS).handled
+    )
     decisions = Decisions(ledger=ledger, denials=denials, metrics=metrics)
     servicer = AuthServicer(db=db, ledger=ledger, decisions=decisions, token_key=token_key, clock=clock)
     auth_pb2_grpc.add_AuthServiceServicer_to_server(servicer, server)

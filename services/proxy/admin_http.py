@@ -19,12 +19,14 @@ from gateway.errors import (
     AdminUnavailable,
     DatabaseUnavailable,
     GatewayError,
+    IdentityRevoked,
     MethodNotAllowed,
     NotFound,
     PermissionDenied,
     RouteNotFound,
 )
 from gateway.ids import is_canonical_uuid
+from gateway.process import logs
 from gateway.rpc.status import from_status
 from gateway.stubs.admin.v1 import (
     adjustments_pb2_grpc,
@@ -44,6 +46,8 @@ from gateway.stubs.admin.v1 import (
 from services.proxy import admin_books, admin_json, admin_log, body, errors, strict_json
 from services.proxy.admin_session import clear_cookie, credential, refuse_foreign_page, set_cookie
 from services.proxy.answers import json_answer
+
+_log: Final = logs.get_logger(__name__)
 
 _BODY_LIMIT: Final = 16 << 10
 """Bytes that a body may have, a login's too."""
@@ -391,6 +395,9 @@ def _as_told(error: GatewayError) -> GatewayError:
     """The error as this door tells it."""
     if isinstance(error, DatabaseUnavailable):
         return AdminUnavailable(error.message, retry_after=error.retry_after or 1.0)
+    if isinstance(error, IdentityRevoked):
+        _log.error("admin refuses this proxy", error=error.message)
+        return AdminUnavailable("The admin service cannot be asked. Try again in a moment.", retry_after=1.0)
     if isinstance(error, PermissionDenied) and error.metadata.get("role") == "password_change":
         return PermissionDenied(_ONE_TIME)
     return error

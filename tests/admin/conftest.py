@@ -13,6 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from gateway.clock import to_text
+from gateway.rpc.access import none_revoked
 from gateway.rpc.channel import sync_channel
 from gateway.rpc.identity import Identity
 from gateway.rpc.server import bind
@@ -150,6 +151,7 @@ def admin(db: Database, clock: MovableClock, identities: dict[str, Identity], pa
     server = make_server(
         db=db,
         identity=identities["admin"],
+        revoked=none_revoked,
         token_key=TOKEN_KEY,
         clock=clock,
         registry=CollectorRegistry(),

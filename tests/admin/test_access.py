@@ -15,12 +15,21 @@ from gateway.rpc.identity import create_authority, issue
 from gateway.sessions import hash_session_token
 from gateway.storage import models
 from gateway.storage.administrators import bootstrap
-from gateway.stubs.admin.v1 import adjustments_pb2, audit_pb2, prices_pb2, requests_pb2, sessions_pb2, tokens_pb2, usage_pb2
+from gateway.stubs.admin.v1 import (
+    adjustments_pb2,
+    audit_pb2,
+    identities_pb2,
+    prices_pb2,
+    requests_pb2,
+    sessions_pb2,
+    tokens_pb2,
+    usage_pb2,
+)
 from gateway.tokens import generate
 from services.admin.access import ACCESS, SERVICES
 from tests.admin.conftest import bearer
 
-_FILES = (sessions_pb2, tokens_pb2, requests_pb2, audit_pb2, adjustments_pb2, prices_pb2, usage_pb2)
+_FILES = (sessions_pb2, tokens_pb2, requests_pb2, audit_pb2, adjustments_pb2, prices_pb2, usage_pb2, identities_pb2)
 METHODS = [
     (service.full_name, method)
     for file in _FILES

@@ -10,6 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from gateway import tokens as secrets
+from gateway.rpc.access import none_revoked
 from gateway.rpc.server import bind
 from gateway.storage import models
 from services.admin.app import make_server
@@ -267,6 +268,7 @@ async def test_a_login_waits_for_an_admin_that_is_starting(admin, db, clock, ide
     server = make_server(
         db=db,
         identity=identities["admin"],
+        revoked=none_revoked,
         token_key=TOKEN_KEY,
         clock=clock,
         registry=CollectorRegistry(),

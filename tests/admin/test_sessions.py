@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway.errors import InvalidArgument
 from gateway.process import logs
+from gateway.rpc.access import none_revoked
 from gateway.rpc.channel import sync_channel
 from gateway.rpc.server import bind
 from gateway.rpc.status import from_status
@@ -242,6 +243,7 @@ def test_tries_are_counted_over_processes_and_over_all_doors(admin, call, db, id
     server = make_server(
         db=second,
         identity=identities["admin"],
+        revoked=none_revoked,
         token_key=TOKEN_KEY,
         clock=clock,
         registry=CollectorRegistry(),

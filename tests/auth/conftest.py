@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client import CollectorRegistry
 
+from gateway.rpc.access import none_revoked
 from gateway.rpc.channel import sync_channel
 from gateway.rpc.identity import issue
 from gateway.rpc.server import bind
@@ -41,6 +42,7 @@ def auth(tmp_path, database_url):
                 ledger=ledger,
                 denials=denials,
                 identity=identities["auth"],
+                revoked=none_revoked,
                 token_key=KEY,
                 clock=clock,
                 registry=registry,

@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
 
 import pytest
 
 from clients.cli import inspection
 from clients.cli.identity import DEFAULT_METHODS, known_methods
 from gateway.client import Gateway
-from gateway.errors import NotFound, PermissionDenied
+from gateway.errors import NotFound, PermissionDenied, Unauthenticated
 from gateway.ids import uuid7
 from gateway.process.settings import load_settings
 from services.auth.access import ACCESS
@@ -156,3 +157,41 @@ def test_without_the_services_extra_the_command_says_what_to_install(tmp_path):
 def test_an_identity_of_no_possible_length_is_refused_in_one_line(installation, tmp_path, days):
     done = installation.gateway("identity", "create", "lasting", "--days", days, "--out", str(tmp_path / "s"), check=False)
     assert (done.returncode, done.stderr) == (2, "gateway: --days is 1 to 36500\n")
+
+
+def test_a_revoked_identity_is_refused_from_the_next_call_on_and_a_new_one_is_good(auth, tmp_path):
+    folder = tmp_path / "leaked"
+    auth.gateway("identity", "create", "leaked", "--out", str(folder))
+    with client(auth, folder) as gateway:
+        gateway.check("my-identity-token")
+        told = auth.gateway("identity", "revoke", "leaked").stdout
+        assert "are refused" in told and "identity create leaked --force" in told
+        for _ in range(20):
+            with pytest.raises(Unauthenticated, match="certificate of leaked is revoked"):
+                gateway.check("my-identity-token")
+    assert auth.answer("identity", "show", "leaked")["state"] == "revoked"
+    auth.gateway("identity", "create", "leaked", "--out", str(folder), "--force")
+    with client(auth, folder) as gateway:
+        gateway.check("my-identity-token")
+    assert {one["name"]: one["state"] for one in auth.answer("identity", "list")["identities"]}["leaked"] == "good"
+
+
+def test_the_latest_certificate_stays_good_where_that_is_asked(auth, tmp_path):
+    for number in ("first", "second"):
+        auth.gateway("identity", "create", "kept", "--out", str(tmp_path / number), "--force")
+        time.sleep(1.1)  # certificates tell when they were issued to the second
+    auth.gateway("identity", "revoke", "kept", "--keep-latest")
+    with client(auth, tmp_path / "second") as gateway:
+        gateway.check("my-identity-token")
+    with client(auth, tmp_path / "first") as gateway, pytest.raises(Unauthenticated):
+        gateway.check("my-identity-token")
+
+
+@pytest.mark.parametrize("name", ["auth", "admin", "Billing", ""])
+def test_what_no_client_is_called_is_not_revoked(auth, name):
+    assert auth.gateway("identity", "revoke", name, check=False).returncode == 2
+
+
+def test_a_name_that_is_not_known_here_is_revoked_with_a_warning(auth):
+    assert "no identity was issued to elsewhere here" in auth.gateway("identity", "revoke", "elsewhere").stderr
+    assert auth.gateway("identity", "revoke", "elsewhere", "--keep-latest", check=False).returncode == 1

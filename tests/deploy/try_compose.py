@@ -68,6 +68,7 @@ def on_one_machine(project: Project) -> None:
     insert = "INSERT INTO client_tokens (name, token) VALUES ('my-first-token', 'my-token')"
     project.compose("exec", "-T", "auth", "python", "-m", "sqlite3", "/data/gateway.db", insert)
     expect("a token inserted by SQL is taken", *ok(chat(project.first_port, "my-token")))
+    revoke(project, token, project.first_port)
     harden(project)
     keep_secrets_apart(project)
     outlive_a_kill(project, token, project.first_port, project.first_port)
@@ -99,6 +100,7 @@ def on_postgres(project: Project) -> None:
     project.compose("exec", "-T", "postgres", "psql", "-U", "gateway", "-d", "gateway", "-c", insert)
     for port in ports:
         expect("a token inserted by SQL is taken by each proxy", *ok(chat(port, "my-token")))
+    revoke(project, token, *ports)
     harden(project)
     outlive_a_kill(project, token, *ports)
     reconcile(project)
@@ -112,6 +114,19 @@ def first_steps(project: Project, port: int, token: str) -> None:
     expect("the balance is told", *ok(ask(port, "/v1/token/balance", token)))
     made = project.compose("exec", "-T", "admin", "gateway", "token", "create", "--name", "app", "--max-amount", "5", "--json")
     expect("a token made by command line is taken", *ok(chat(port, json.loads(made)["token"])))
+
+
+def revoke(project: Project, token: str, *ports: int) -> None:
+    """Revokes what was issued to a service of the user's own, and the proxies' certificate, which is issued anew."""
+    project.compose("run", "--rm", "-T", "init", "identity", "create", "billing", "--tar")
+    project.compose("run", "--rm", "-T", "init", "identity", "revoke", "billing")
+    told = json.loads(project.compose("exec", "-T", "admin", "gateway", "identity", "list", "--json"))["identities"]
+    expect(
+        "a revoked identity is told as such", [(one["name"], one["state"]) for one in told] == [("billing", "revoked")], told
+    )
+    project.compose("run", "--rm", "-T", "init", "identity", "revoke", "proxy")
+    for port in ports:
+        expect("the proxies go on with the certificate that took its place", *ok(chat(port, token)))
 
 
 def explain(project: Project) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -31,6 +32,8 @@ class RealAuth:
         self.issue("billing", RIGHTS)
         self.db = make_database(folder)
         self.ledger = open_ledger(self.db, self.clock)
+        self.revoked: dict[str, datetime] = {}
+        """Names, and up to when their certificates were issued that are refused."""
         self.port = 0
         self._server: Server | None = None
         self.start()
@@ -56,6 +59,7 @@ class RealAuth:
             ledger=self.ledger,
             denials=DenialLog(self.clock),
             identity=identity,
+            revoked=self.revoked.get,
             token_key=KEY,
             clock=self.clock,
             registry=registry,
