@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, Any, Final
 
 from cyclopts import Parameter
@@ -11,12 +10,10 @@ from google.protobuf.duration_pb2 import Duration
 from clients.cli.connection import DEADLINE, admin_channel, auth_channel
 from clients.cli.entries import line_of_stdin
 from clients.cli.lookup import tell_request
-from clients.cli.output import FAULT, OK, REFUSED, USAGE, Failure, Json, table, tell, tell_json, warn
+from clients.cli.output import OK, REFUSED, USAGE, Failure, Json, table, tell, tell_json, warn
 from clients.cli.tokens import given_id, id_of
 from clients.cli.wire import amount, moment
 from gateway.money import CURRENCY, to_json_number
-from gateway.process.settings import Settings, load_settings
-from gateway.routing import MOST_CANDIDATES, NamedProvider, places
 from gateway.stubs.admin.v1.tokens_pb2_grpc import TokenServiceStub
 from gateway.stubs.auth.v1 import auth_pb2 as pb
 from gateway.stubs.auth.v1.auth_pb2_grpc import AuthServiceStub
@@ -59,7 +56,6 @@ def explain(
         asked = pb.ValidateTokenRequest(
             dry_run=True,
             request_model=model,
-            candidates=_candidates(load_settings(os.environ), model),
             input_token_ceiling=input_tokens or 0,
             max_output_tokens=max_output_tokens,
             client_ip=client_ip,
@@ -88,16 +84,6 @@ def _id(token: str) -> int:
         return number  # admin need not be there
     with admin_channel() as channel:
         return id_of(TokenServiceStub(channel), token)
-
-
-def _candidates(settings: Settings, model: str) -> list[pb.Candidate]:
-    """Where the proxy of these settings would send a call for the model. Raises Failure where nobody serves it."""
-    named = {p.name: NamedProvider(p.name, p.kind, tuple(p.models)) for p in settings.providers}
-    aliases = {alias.name: [(named[target.provider], target.model) for target in alias.targets] for alias in settings.models}
-    found = places(model, list(named.values()), aliases)[:MOST_CANDIDATES]
-    if not found:
-        raise Failure(f"no provider of this configuration serves the model {model!r}", code=FAULT, reason="model_not_found")
-    return [pb.Candidate(provider=provider.name, model=name) for provider, name in found]
 
 
 def _show(answer: pb.ValidateTokenResponse) -> None:

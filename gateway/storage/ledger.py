@@ -21,6 +21,7 @@ from gateway.storage.faults import RowLocked
 from gateway.storage.prices import PriceBook
 from gateway.storage.refusals import Counts, KeptRefusal
 from gateway.storage.retention import prune_calls
+from gateway.storage.routing import note_routing
 from gateway.storage.writer import Writer
 from gateway.usage import Report, Source, State
 
@@ -51,6 +52,7 @@ class Ledger:
         self._prices = PriceBook(db, clock)
         self._must_scrub = False
         self._failing = False  # whether the last batch could not be written
+        self._routing = ""
         self._events: Counter[str] = Counter()
         self._events_lock = threading.Lock()
         self._writer: Writer[Report | Admission, Settled | Admitted | GatewayError] = Writer(self._apply, idle=self._idle)
@@ -90,8 +92,8 @@ class Ledger:
 
         return self._writer.run(look, timeout=timeout)
 
-    def beat(self, proxy_id: str, host: str) -> None:
-        """Notes that a proxy process is alive."""
+    def beat(self, proxy_id: str, host: str, routing: str = "") -> None:
+        """Notes that a proxy process is alive, and where it sends calls if that is not what was noted last."""
         now = to_text(self._clock.now())
 
         def note() -> None:
@@ -101,6 +103,9 @@ class Ledger:
                     " ON CONFLICT (id) DO UPDATE SET beat = proxies.beat + 1, last_beat_at = excluded.last_beat_at",
                     (proxy_id, host, now, now),
                 )
+                if routing and routing != self._routing:
+                    note_routing(self._db, routing)
+            self._routing = routing or self._routing
             self._look_for_plain_text()
 
         self._writer.run(note)

@@ -25,9 +25,10 @@ from gateway.stubs.auth.v1 import auth_pb2 as pb
 from gateway.stubs.auth.v1 import auth_pb2_grpc
 from gateway.usage import Report
 from services.auth import wire
-from services.auth.access import check_dry_run
+from services.auth.access import BY_TOKEN_ID, check_dry_run
 from services.auth.decisions import Decisions
 from services.auth.explaining import dry_run_from_proto, explained_to_proto
+from services.auth.routing import candidates, routing_text
 
 _MAX_VALIDATIONS: Final = 64
 _MAX_SETTLEMENTS: Final = 256
@@ -52,6 +53,8 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         name = principal().caller.name
         check_dry_run(name, dry_run=request.dry_run, by_id=bool(request.token_id))
         if request.dry_run:
+            if name in BY_TOKEN_ID and request.request_model and not request.candidates:
+                request.candidates.extend(candidates(self._db, request.request_model))
             asked = dry_run_from_proto(request, key=self._token_key, identity=name)
             return explained_to_proto(self._ledger.explain(asked, timeout=_time_left(context)), by_proxy=bool(request.proxy_id))
         admission = self._admission(request)
@@ -153,7 +156,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         """A sign of life of a proxy process."""
         wire.check_beat(request)
         disowned = list(request.disowned_request_ids)
-        self._ledger.beat(request.proxy_id, request.host)
+        self._ledger.beat(request.proxy_id, request.host, routing_text(request))
         if disowned and (ended := self._ledger.expire(request_ids=self._ledger.open_calls(request.proxy_id, among=disowned))):
             self._decisions.disowned(request.proxy_id, ended)
         since = to_text(self._clock.now() - timedelta(seconds=wire.OPEN_FOR_LONG_SECONDS))

@@ -34,6 +34,7 @@ from services.proxy.reading import Reader
 from services.proxy.relay import Relay
 from services.proxy.renewed_channels import RenewedChannels
 from services.proxy.replicas import Replicas
+from services.proxy.told_routing import routing_of
 from services.proxy.upstream_http import HttpUpstream
 
 QUIET = 2.0
@@ -71,7 +72,12 @@ async def serve(settings: Settings, identity: Identity, environ: Mapping[str, st
     admin = AdminRoutes(channel=aio_channel(settings.admin_address, identity, "admin"))
     channels = RenewedChannels(renewal, replicas=replicas, admin=admin, admin_address=settings.admin_address)
     auth = AuthClient(
-        replicas=replicas, outbox=outbox, proxy_id=proxy_id, host=socket.gethostname(), metrics=BatchMetrics(metrics)
+        replicas=replicas,
+        outbox=outbox,
+        proxy_id=proxy_id,
+        host=socket.gethostname(),
+        routing=routing_of(settings),
+        metrics=BatchMetrics(metrics),
     )
     upstream = HttpUpstream(
         connect=settings.upstream_connect_timeout,

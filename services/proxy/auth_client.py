@@ -78,14 +78,17 @@ class AuthClient:
     """Asks auth, whichever server of it answers, on behalf of every call of this process.
 
     replicas: the servers. outbox: gives the settlements that travel along, and takes the withdrawals.
-    proxy_id: this life of this process. host: where it runs, for people. metrics: of the batches.
+    proxy_id: this life of this process. host: where it runs, for people. routing: where it sends calls.
+    metrics: of the batches.
     """
 
-    def __init__(self, *, replicas: Replicas, outbox: Outbox, proxy_id: str, host: str, metrics: BatchMetrics) -> None:
+    def __init__(
+        self, *, replicas: Replicas, outbox: Outbox, proxy_id: str, host: str, routing: pb.Routing, metrics: BatchMetrics
+    ) -> None:
         self._metrics = metrics
         self._replicas = replicas
         self._outbox = outbox
-        self._beat = pb.BeatRequest(proxy_id=proxy_id, host=host[:200])
+        self._beat = pb.BeatRequest(proxy_id=proxy_id, host=host[:200], routing=routing)
         self._proxy_id = proxy_id
         self._queue: deque[_Waiting] = deque()
         self._waiting = 0

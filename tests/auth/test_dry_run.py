@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gateway.clock import to_text
-from gateway.errors import InvalidArgument, NotFound, PermissionDenied
+from gateway.errors import FailedPrecondition, InvalidArgument, ModelNotFound, NotFound, PermissionDenied
 from gateway.ids import uuid7
 from gateway.quota import amount
 from gateway.rpc.status import from_status
@@ -208,3 +208,61 @@ def test_the_dry_run_is_of_its_moment(auth):
     answer = stub.ValidateToken(dry(token="one-a-minute-1"))
     assert answer.grant.held_nanos == 100 * TOKEN_PRICE
     assert answer.explanation.rules[-1].value == f"left 1 USD, held {100 * TOKEN_PRICE / DOLLAR} USD, needs 0.1 USD"
+
+
+ROUTING = pb.Routing(
+    providers=[
+        pb.RoutedProvider(name="demo", kind="demo", patterns=["*"]),
+        pb.RoutedProvider(name="local", kind="openai-compatible", patterns=["llama-*"]),
+    ],
+    aliases=[
+        pb.RoutedAlias(
+            name="fast",
+            places=[pb.Candidate(provider="demo", model="demo"), pb.Candidate(provider="local", model="llama-3")],
+        )
+    ],
+)
+
+
+def beat(auth, routing, proxy_id=PROXY):
+    auth.stub("proxy").Beat(pb.BeatRequest(proxy_id=proxy_id, host="here", routing=routing))
+
+
+def places_of(auth, model):
+    answer = auth.stub("operator").ValidateToken(dry(token="", token_id=1, request_model=model, candidates=[]))
+    return [(candidate.provider, candidate.model) for candidate in answer.explanation.candidates]
+
+
+def test_the_operators_dry_run_goes_where_the_proxies_go(auth):
+    beat(auth, ROUTING)
+    assert places_of(auth, "llama-3") == [("local", "llama-3")]
+    assert places_of(auth, "gpt-4o") == [("demo", "gpt-4o")]
+    assert places_of(auth, "fast") == [("demo", "demo"), ("local", "llama-3")]
+    beat(auth, pb.Routing(providers=[pb.RoutedProvider(name="other", kind="openai", patterns=["gpt-*"])]), str(uuid7()))
+    assert places_of(auth, "gpt-4o") == [("other", "gpt-4o")]
+
+
+def test_a_model_that_nobody_serves_is_named(auth):
+    beat(auth, pb.Routing(providers=[pb.RoutedProvider(name="other", kind="openai", patterns=["gpt-*"])]))
+    message = dry(token="", token_id=1, request_model="claude-x", candidates=[])
+    fault = fails(auth.stub("operator").ValidateToken, message)
+    assert (type(fault), "serves the model 'claude-x'" in fault.message) == (ModelNotFound, True)
+
+
+def test_without_a_word_of_a_proxy_the_operator_is_told_what_to_do(auth):
+    message = dry(token="", token_id=1, candidates=[])
+    assert "start one" in fails(auth.stub("operator").ValidateToken, message).message
+    auth.stub("proxy").Beat(pb.BeatRequest(proxy_id=PROXY, host="here"))
+    assert isinstance(fails(auth.stub("operator").ValidateToken, message), FailedPrecondition)
+
+
+def test_a_routing_beyond_measure_does_not_fail_the_beat(auth):
+    beat(auth, ROUTING)
+    beat(auth, pb.Routing(providers=[pb.RoutedProvider(name="x", patterns=["p" * 100] * 3_000)]))
+    assert places_of(auth, "llama-3") == [("local", "llama-3")]
+
+
+def test_services_dry_runs_are_priced_by_the_model_as_their_calls_are(auth):
+    beat(auth, ROUTING)
+    answer = auth.stub("billing").ValidateToken(dry(proxy_id="", candidates=[]))
+    assert [(candidate.provider, candidate.model) for candidate in answer.explanation.candidates] == [("", MODEL)]

@@ -93,7 +93,12 @@ async def client_of(
     replicas = Replicas(server.address, lambda address: aio_channel(address, identities["proxy"], "auth"))
     outbox = Outbox.open(directory, proxy_id=proxy_id, registry=registry, **options)
     client = AuthClient(
-        replicas=replicas, outbox=outbox, proxy_id=proxy_id, host="here", metrics=BatchMetrics(CollectorRegistry())
+        replicas=replicas,
+        outbox=outbox,
+        proxy_id=proxy_id,
+        host="here",
+        routing=pb.Routing(),
+        metrics=BatchMetrics(CollectorRegistry()),
     )
     await client.start()
     try:

@@ -440,7 +440,12 @@ async def test_a_stopped_auth_is_answered_for_and_found_again(tmp_path, pki):
     replicas = Replicas(address, lambda address: aio_channel(address, identities["proxy"], "auth"))
     outbox = Outbox.open(tmp_path / "outbox", proxy_id=uuid7())
     client = AuthClient(
-        replicas=replicas, outbox=outbox, proxy_id=uuid7(), host="here", metrics=BatchMetrics(CollectorRegistry())
+        replicas=replicas,
+        outbox=outbox,
+        proxy_id=uuid7(),
+        host="here",
+        routing=pb.Routing(),
+        metrics=BatchMetrics(CollectorRegistry()),
     )
     await client.start()
     waits: list[float] = []

@@ -16,6 +16,7 @@ from gateway.errors import AuthUnavailable, BudgetReserved
 from gateway.ids import uuid7
 from gateway.rpc.channel import aio_channel
 from gateway.rpc.identity import Identity
+from gateway.stubs.auth.v1 import auth_pb2 as pb
 from services.proxy import replicas as module
 from services.proxy.auth_client import AuthClient
 from services.proxy.metrics import BatchMetrics
@@ -84,7 +85,12 @@ async def pair_of(
     proxy_id = uuid7()
     outbox = Outbox.open(directory / "outbox", proxy_id=proxy_id, registry=CollectorRegistry())
     client = AuthClient(
-        replicas=replicas, outbox=outbox, proxy_id=proxy_id, host="here", metrics=BatchMetrics(CollectorRegistry())
+        replicas=replicas,
+        outbox=outbox,
+        proxy_id=proxy_id,
+        host="here",
+        routing=pb.Routing(),
+        metrics=BatchMetrics(CollectorRegistry()),
     )
     await client.start()
     try:

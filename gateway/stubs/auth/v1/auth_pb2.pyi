@@ -253,7 +253,8 @@ class ValidateTokenRequest(_message.Message):
     """
     dry_run: _builtins.bool
     """Decide as if this call came now, and explain the decision, rule by rule. Nothing is held, no row is written, nothing is
-    counted. Needs `request_model`; takes no `request_id`. Not in a batch.
+    counted. Needs `request_model`; takes no `request_id`. Not in a batch. Errors for the operator without `candidates`:
+    `NOT_FOUND` where nobody serves the model, `FAILED_PRECONDITION` where no proxy has beaten yet.
     """
     token_id: _builtins.int
     """With `dry_run`, in place of `token`: the token's id. For the operator alone; 0: by `token`. Error: `NOT_FOUND`."""
@@ -263,7 +264,9 @@ class ValidateTokenRequest(_message.Message):
     """
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
-        """Where the call may go. The hold covers the dearest. Empty: `request_model` itself, at the price of whoever makes it. At most 16."""
+        """Where the call may go. The hold covers the dearest. Empty: `request_model` itself, at the price of whoever makes it; in a
+        dry run of the operator, where the proxies send the model. At most 16.
+        """
 
     @_builtins.property
     def unbounded_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -1402,6 +1405,7 @@ class BeatRequest(_message.Message):
     PROXY_ID_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
     DISOWNED_REQUEST_IDS_FIELD_NUMBER: _builtins.int
+    ROUTING_FIELD_NUMBER: _builtins.int
     proxy_id: _builtins.str
     """The proxy process: a UUID, new at each start."""
     host: _builtins.str
@@ -1410,20 +1414,115 @@ class BeatRequest(_message.Message):
     def disowned_request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Calls of this process, out of the last answer, that it does not know as open: they end as if it had died. At most 1,000."""
 
+    @_builtins.property
+    def routing(self) -> Global___Routing:
+        """Where this process sends calls. auth keeps what it was told last, for dry runs of the operator; above 256 KiB it keeps none."""
+
     def __init__(
         self,
         *,
         proxy_id: _builtins.str = ...,
         host: _builtins.str = ...,
         disowned_request_ids: _abc.Iterable[_builtins.str] | None = ...,
+        routing: Global___Routing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["routing", b"routing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disowned_request_ids", b"disowned_request_ids", "host", b"host", "proxy_id", b"proxy_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disowned_request_ids", b"disowned_request_ids", "host", b"host", "proxy_id", b"proxy_id", "routing", b"routing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BeatRequest: _TypeAlias = BeatRequest  # noqa: Y015
+
+@_typing.final
+class Routing(_message.Message):
+    """The providers and aliases of a proxy's configuration, in its order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDERS_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def providers(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoutedProvider]:
+        """The providers."""
+
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoutedAlias]:
+        """The names of models that are the gateway's own."""
+
+    def __init__(
+        self,
+        *,
+        providers: _abc.Iterable[Global___RoutedProvider] | None = ...,
+        aliases: _abc.Iterable[Global___RoutedAlias] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "providers", b"providers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Routing: _TypeAlias = Routing  # noqa: Y015
+
+@_typing.final
+class RoutedProvider(_message.Message):
+    """A provider, as far as routing goes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    PATTERNS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name in the configuration."""
+    kind: _builtins.str
+    """Its kind, such as `openai`."""
+    @_builtins.property
+    def patterns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names of models that go there, `*` as a wildcard."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        patterns: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "name", b"name", "patterns", b"patterns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoutedProvider: _TypeAlias = RoutedProvider  # noqa: Y015
+
+@_typing.final
+class RoutedAlias(_message.Message):
+    """A name of the gateway's own for models."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PLACES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name."""
+    @_builtins.property
+    def places(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
+        """Where its calls may go."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        places: _abc.Iterable[Global___Candidate] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "places", b"places"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoutedAlias: _TypeAlias = RoutedAlias  # noqa: Y015
 
 @_typing.final
 class BeatResponse(_message.Message):
