@@ -142,3 +142,9 @@ if __name__ == "__main__":
     print("\n".join([*settings_rows(), "", *(row for name in TABLES for row in [name, *table_rows(name)])]))
     print("\n".join(map(error_row, every_error())))
     print("\n".join(commands(build())))
+
+
+def test_decisions_are_numbered_without_a_gap():
+    assert [int(path.name[:4]) for path in sorted((DOCS / "adr").glob("*.md"))] == list(
+        range(1, len(list((DOCS / "adr").glob("*.md"))) + 1)
+    )
