@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from gateway.clock import to_text
+from gateway.clock import from_text, to_text
 from gateway.ids import uuid7_milliseconds
 from gateway.storage.batch import FINAL_AFTER_DAYS
 from gateway.storage.database import Database
@@ -91,6 +91,14 @@ def prune_denials(db: Database, before: datetime) -> int:
         )
         db.run_many("DELETE FROM denials WHERE token_id = ? AND reason = ? AND minute = ?", rows)
     return len(rows)
+
+
+def newest_sign(db: Database) -> datetime | None:
+    """The newest moment at which a proxy beat or a call was admitted; None where there is neither."""
+    rows = db.query("SELECT MAX(last_beat_at) FROM proxies")
+    rows += db.query("SELECT admitted_at FROM requests ORDER BY request_id DESC LIMIT 1")
+    found = [str(moment) for (moment,) in rows if moment]
+    return from_text(max(found)) if found else None
 
 
 def prune_refusals(db: Database, before: datetime) -> int:

@@ -9,10 +9,11 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from gateway.clock import Clock
+from gateway.errors import DatabaseUnavailable
 from gateway.process.logs import get_logger
 from gateway.storage.database import Database
 from gateway.storage.ledger import Ledger
-from gateway.storage.retention import AT_ONCE, Position, old_calls, prune_denials, prune_refusals
+from gateway.storage.retention import AT_ONCE, Position, newest_sign, old_calls, prune_denials, prune_refusals
 from services.auth.metrics import AuthMetrics
 
 BATCHES: Final = 60
@@ -25,7 +26,10 @@ REFUSAL_DAYS: Final = 30
 They are what whoever was refused asks about, which he does soon, and what a flood of refused calls writes: their number is
 bounded by the time that they are kept alone.
 """
+SILENCE: Final = timedelta(days=7)
+"""Time without a sign of life in the database after which a clock at the start of auth is not believed at once."""
 _EVERY: Final = 720  # looks, which is an hour, once nothing is left to delete
+_WARY: Final = 24 * _EVERY  # a day, in which people notice a wrong date, as tokens expire by it
 
 _log = get_logger(__name__)
 
@@ -64,7 +68,8 @@ class Pruner:
         self._days = days
         self._stop = stop
         self._position = Position()
-        self._calls, self._denials, self._refusals = _Rest(), _Rest(), _Rest()
+        first = _WARY if self._is_far_ahead() else 0
+        self._calls, self._denials, self._refusals = _Rest(first), _Rest(first), _Rest(first)
 
     def look(self) -> None:
         """Deletes some of what is old; of each table, once nothing is left, begins anew an hour later."""
@@ -82,6 +87,20 @@ class Pruner:
         if calls or denials or refusals:
             kept = {"days": self._days, "refusal_days": refusal_days}
             _log.info("deleted what is older than it is kept", calls=calls, denials=denials, refusals=refusals, **kept)
+
+    def _is_far_ahead(self) -> bool:
+        """Whether the clock is so far ahead of the newest row that it may be wrong: then nothing is deleted for a day.
+
+        Asked before this auth serves, as from then on rows are written by the same clock.
+        """
+        try:
+            newest = newest_sign(self._db)
+        except DatabaseUnavailable:
+            return True
+        if newest is None or self._clock.now() - newest <= SILENCE:
+            return False
+        _log.warning("nothing is deleted for a day: look whether the clock is right", newest_row=newest.isoformat())
+        return True
 
     def _prune_calls(self, before: datetime, now: datetime) -> int:
         """Goes on with the walk over the calls; gives how many were deleted."""

@@ -45,7 +45,10 @@ def books(database_url):
         yield db, ledger, clock
 
 
-def sweeper_of(db, ledger, clock, days=DAYS):
+def sweeper_of(db, ledger, clock, days=DAYS, *, beaten=True):
+    """beaten: whether a proxy was heard just before, so that the clock is believed."""
+    if beaten:
+        ledger.beat(uuid7(), "here")
     registry = CollectorRegistry()
     sweeper = Sweeper(
         db=db, ledger=ledger, denials=DenialLog(clock), clock=clock, metrics=AuthMetrics(registry), retention_days=days
@@ -297,3 +300,27 @@ def test_a_transaction_that_breaks_off_has_deleted_nothing(books):
     assert reconcile(db) == []
     assert ledger.prune(made, clock.now() - timedelta(days=DAYS)) == 5
     assert reconcile(db) == []
+
+
+def test_an_auth_that_starts_with_a_clock_far_ahead_deletes_nothing_for_a_day(books):
+    db, ledger, clock = books
+    kept = make_calls(ledger, clock, 3)
+    clock.offset += timedelta(days=2 * DAYS)
+    sweeper, _ = sweeper_of(db, ledger, clock, beaten=False)
+    ledger.beat(uuid7(), "here")  # by the same clock
+    for _ in range(24 * 720 - 1):
+        sweeper._pruner.look()
+    assert ids(db) == set(kept)
+    sweeper._pruner.look()
+    assert ids(db) == set()
+
+
+def test_an_auth_that_starts_after_some_quiet_days_deletes_at_once(books):
+    db, ledger, clock = books
+    make_calls(ledger, clock, 3)
+    clock.offset += timedelta(days=DAYS - 1)
+    recent = make_calls(ledger, clock, 1)
+    clock.offset += timedelta(days=6)
+    sweeper, _ = sweeper_of(db, ledger, clock, beaten=False)
+    sweeper.look()
+    assert ids(db) == set(recent)
