@@ -49,7 +49,7 @@ class AsyncBackground:
         try:
             answer = await attempt(report)
         except Fault as fault:
-            if not fault.passing:
+            if not fault.may_pass:
                 self._done(report)
                 raise fault.error from fault
             if not kept:
@@ -135,7 +135,7 @@ class AsyncBackground:
         try:
             await self._send(report)
         except Fault as fault:
-            if fault.passing:
+            if fault.may_pass:
                 self._retry_at = time.monotonic() + self._pause
                 self._pause = min(2 * self._pause, MOST_PAUSE_BEHIND)
                 return

@@ -10,7 +10,7 @@ from typing import Any, Final
 import grpc
 
 from gateway.client.credentials import Credentials
-from gateway.errors import AuthUnavailable, DatabaseUnavailable, GatewayError, InvalidArgument, Overloaded
+from gateway.errors import AuthUnavailable, DatabaseUnavailable, GatewayError, IdentityRevoked, InvalidArgument, Overloaded
 from gateway.rpc.status import from_status
 
 PAUSE: Final = 0.02
@@ -52,6 +52,11 @@ class Fault(Exception):
         self.passing = passing
         """Whether another try makes sense."""
         self.sent = sent
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether a report is worth keeping: also that of a revoked identity, which may be issued anew before long."""
+        return self.passing or isinstance(self.error, IdentityRevoked)
 
 
 def seconds(timeout: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -13,7 +14,7 @@ from gateway.rpc.identity import issued_at
 from gateway.storage.audit import Actor, AuditLog
 from gateway.storage.revoked_identities import RevokedIdentities, RevokedIdentityStore
 from tests.gateway.client_harness import RIGHTS, real_auth
-from tests.support.ledger import SECRET, MovedClock, make_database
+from tests.support.ledger import MODEL, SECRET, MovedClock, make_database, request_row
 
 OPERATOR = Actor("operator")
 
@@ -99,3 +100,16 @@ def test_the_list_stays_while_the_database_is_away(store):
         db.run("ALTER TABLE revoked_identities RENAME TO away")
     known.look()
     assert known.until("billing") is not None
+
+
+def test_reports_of_a_revoked_identity_are_kept_until_it_is_issued_anew(auth):
+    with auth.gateway(timeout=3.0) as gateway:
+        calls = [gateway.validate(SECRET, model=MODEL, input_tokens=1, max_output_tokens=1) for _ in range(2)]
+        auth.revoked["billing"] = issued(auth.folder / "billing")
+        assert not gateway.record_usage(calls[0], input_tokens=1, output_tokens=1).delivered
+        gateway.flush(0.5)  # tried again in vain
+        time.sleep(1.1)  # certificates tell when they were issued to the second, and the client looks once a second
+        auth.issue("billing", RIGHTS)
+        assert gateway.flush(5.0) == []
+        assert gateway.record_usage(calls[1], input_tokens=1, output_tokens=1).delivered
+    assert {row["state"] for row in (request_row(auth.db, call.request_id) for call in calls)} == {"settled"}
