@@ -21,10 +21,13 @@ LONGEST = 15.0
 
 @dataclass
 class Seen:
-    """latencies: seconds, one a call that was answered. statuses: calls by status; `none` was not answered at all."""
+    """latencies: seconds, one a call that was answered. due: when that call began, in seconds from the start.
+    statuses: calls by status; `none` was not answered at all.
+    """
 
     latencies: list[float] = field(default_factory=list)
     statuses: dict[str, int] = field(default_factory=dict)
+    due: list[float] = field(default_factory=list)
 
 
 class _Caller:
@@ -72,6 +75,7 @@ async def run(*, port: int, token: str, model: str, per_second: float, seconds: 
             status = "none"
         else:
             seen.latencies.append(time.perf_counter() - due)
+            seen.due.append(due - started)
         seen.statuses[status] = seen.statuses.get(status, 0) + 1
 
     started = time.perf_counter()

@@ -79,6 +79,8 @@ async def send(target: Target, request: bytes, *, half_close: bool = False) -> N
             if half_close:
                 writer.write_eof()
             head = await reader.readuntil(b"\r\n\r\n")
+            while head[9:10] == b"1":  # `100 Continue`, by which the edge asks whether the caller is still there
+                head = await reader.readuntil(b"\r\n\r\n")
             target.done[head[9:12].decode("latin-1")] += 1
             while await reader.read(64 * KIB):
                 if b"\r\nConnection: close" not in head:

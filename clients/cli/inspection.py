@@ -142,7 +142,7 @@ def internal_services(settings: Settings) -> Iterator[Finding]:
         days = (one.expires_at - datetime.now(UTC)).days
         if days < EXPIRES_SOON_DAYS:
             text = "has expired" if days < 0 else f"expires in {days} days"
-            advice = f"`gateway identity create {one.name} --force`, copy its files to the service and restart it"
+            advice = f"`gateway identity create {one.name} --force --out FOLDER`, and copy its files over those of the service"
             yield Finding(WARNING, f"identity {one.name}", f"{text}: {advice}")
         else:
             yield Finding(OK, f"identity {one.name}", f"good for {days} days")

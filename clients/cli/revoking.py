@@ -66,7 +66,7 @@ def revoke(
         return
     tell(f"revoked {name}: certificates that were issued up to {moment:%Y-%m-%d %H:%M:%S} UTC are refused")
     if name not in OWN_NAMES and not keep_latest:
-        tell(f"a new one: {own_name()} identity create {name} --force")
+        tell(f"a new one: {own_name()} identity create {name} --force --out FOLDER")
 
 
 def known_revocations() -> Mapping[str, datetime]:

@@ -167,7 +167,7 @@ class Guard:
 def _in_its_place(name: str) -> str:
     if name in OWN_NAMES:
         return f"use the one in the folder pki/{name} of the gateway's data; `gateway identity revoke {name}` issues it"
-    return f"issue a new one with `gateway identity create {name} --force`"
+    return f"issue a new one with `gateway identity create {name} --force --out FOLDER`"
 
 
 def _not_allowed(caller: Caller, method: str, rule: Rule) -> str:
@@ -179,7 +179,7 @@ def _not_allowed(caller: Caller, method: str, rule: Rule) -> str:
     rights = " --record-unadmitted" if RECORD_UNADMITTED in caller.rights else ""
     return (
         f"the identity {caller.name} may not call {name}: its certificate does not name it."
-        f" Issue it anew with `gateway identity create {caller.name} --force {wanted}{rights}`"
+        f" Issue it anew with `gateway identity create {caller.name} --force --out FOLDER {wanted}{rights}`"
     )
 
 

@@ -372,7 +372,7 @@ def test_a_right_too_few_is_refused_with_the_command_that_gives_it(auth):
         assert reader.usage(SECRET).status == "active"
         with pytest.raises(PermissionDenied) as refused:
             reader.validate(SECRET, model=MODEL, input_tokens=1)
-    wanted = "`gateway identity create reader --force --allow-method GetTokenUsage --allow-method ValidateToken`"
+    wanted = "`gateway identity create reader --force --out FOLDER --allow-method GetTokenUsage --allow-method ValidateToken`"
     assert wanted in refused.value.message
 
 

@@ -50,7 +50,7 @@ def test_an_internal_service_may_not_call_what_its_certificate_does_not_name(
     error = error_of(lambda: stub.Beat(auth_pb2.BeatRequest(), timeout=5))
     assert isinstance(error, PermissionDenied)
     assert "the identity billing may not call Beat" in error.message
-    assert "`gateway identity create billing --force --allow-method Beat" in error.message
+    assert "`gateway identity create billing --force --out FOLDER --allow-method Beat" in error.message
 
 
 def test_admin_itself_may_not_call_auth(loopback: Loopback, identities: dict[str, Identity]) -> None:
