@@ -196,9 +196,8 @@ def _tell_made(made: Issued, folder: Path, settings: Settings) -> None:
     tell(f"copy {', '.join(_FILES)} to where the service runs, readable by it alone, and set there")
     tell("  GATEWAY_IDENTITY_DIR=<the folder with the copies>")
     tell(f"  GATEWAY_AUTH_ADDRESS={address}   # or where that machine reaches auth")
-    tell(
-        f"before {made.expires_at:%Y-%m-%d}: {own_name()} identity create {made.name} --force --out {folder}, and copy the files again"
-    )
+    again = f"{own_name()} identity create {made.name} --force --out {folder}"
+    tell(f"before {made.expires_at:%Y-%m-%d}: {again}, and copy the files again")
 
 
 def _as_json(one: Issued, revoked: Mapping[str, datetime]) -> dict[str, Any]:
