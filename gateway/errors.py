@@ -164,7 +164,7 @@ class Unauthenticated(GatewayError):
 
 
 class IdentityRevoked(Unauthenticated):
-    """The certificate of this identity is good no more."""
+    """The certificate of this identity is no longer valid."""
 
     reason = "IDENTITY_REVOKED"
 

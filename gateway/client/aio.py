@@ -186,7 +186,7 @@ class AsyncGateway:
         await self._background.stop()
         await asyncio.gather(*(line.close() for line in self._connection.lines()))
         for item in left:
-            _log.error("a report was not delivered: %s (request_id=%s)", item.message, item.request_id)
+            _log.error("report_not_delivered: %s (request_id=%s)", item.message, item.request_id)
         return left
 
     async def __aenter__(self) -> Self:
@@ -297,11 +297,11 @@ class AsyncCall(CallState):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if not self.reported:
-            _log.warning("a call ended without a report and is charged its hold (request_id=%s)", self.request_id)
+            _log.warning("call_not_reported: it is charged its hold (request_id=%s)", self.request_id)
         self._gateway._background.drop(self.request_id)
         try:
             self.receipt = await self._gateway._record(self._report(error))
         except GatewayError as fault:
             if error is None:
                 raise
-            _log.error("a call could not be reported: %s (request_id=%s)", fault.message, self.request_id)
+            _log.error("report_failed: %s (request_id=%s)", fault.message, self.request_id)

@@ -67,7 +67,7 @@ class AsyncBackground:
         if self._pending.add(report):
             self._wake()
         else:
-            _log.error("a call was not withdrawn: too many reports wait for auth (request_id=%s)", report.request_id)
+            _log.error("withdrawal_dropped: too many reports wait for auth (request_id=%s)", report.request_id)
 
     def keep(self, grant: Grant) -> None:
         """Renews this call's lease from now on."""
@@ -141,9 +141,9 @@ class AsyncBackground:
                 return
             self._pending.refused(report, fault.error)
             self._settled.set()
-            _log.error("auth refuses a report: %s (request_id=%s)", fault.error.message, report.request_id)
+            _log.error("report_refused: %s (request_id=%s)", fault.error.message, report.request_id)
         except Exception:
-            _log.exception("a report could not be sent (request_id=%s)", report.request_id)
+            _log.exception("report_not_sent (request_id=%s)", report.request_id)
             self._retry_at = time.monotonic() + MOST_PAUSE_BEHIND
         else:
             self._retry_at, self._pause = 0.0, PAUSE
@@ -153,10 +153,10 @@ class AsyncBackground:
         try:
             renewed = await self._renew(due)
         except Fault as fault:
-            _log.warning("leases could not be renewed: %s (calls=%d)", fault.error.message, len(due))
+            _log.warning("leases_not_renewed: %s (calls=%d)", fault.error.message, len(due))
             return
         except Exception:
-            _log.exception("leases could not be renewed (calls=%d)", len(due))
+            _log.exception("leases_not_renewed (calls=%d)", len(due))
             return
         for request_id in self._leases.gone(due, renewed):
-            _log.warning("auth no longer knows a call as open (request_id=%s)", request_id)
+            _log.warning("lease_lost: auth no longer has the call open (request_id=%s)", request_id)

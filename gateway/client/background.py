@@ -68,7 +68,7 @@ class Background:
             if self._pending.add(report):
                 self._wake()
             else:
-                _log.error("a call was not withdrawn: too many reports wait for auth (request_id=%s)", report.request_id)
+                _log.error("withdrawal_dropped: too many reports wait for auth (request_id=%s)", report.request_id)
 
     def keep(self, grant: Grant) -> None:
         """Renews this call's lease from now on."""
@@ -151,10 +151,10 @@ class Background:
                     return
                 self._pending.refused(report, fault.error)
                 self._changed.notify_all()
-            _log.error("auth refuses a report: %s (request_id=%s)", fault.error.message, report.request_id)
+            _log.error("report_refused: %s (request_id=%s)", fault.error.message, report.request_id)
             return
         except Exception:
-            _log.exception("a report could not be sent (request_id=%s)", report.request_id)
+            _log.exception("report_not_sent (request_id=%s)", report.request_id)
             with self._changed:
                 self._retry_at = time.monotonic() + MOST_PAUSE_BEHIND
             return
@@ -167,12 +167,12 @@ class Background:
         try:
             renewed = self._renew(due)
         except Fault as fault:
-            _log.warning("leases could not be renewed: %s (calls=%d)", fault.error.message, len(due))
+            _log.warning("leases_not_renewed: %s (calls=%d)", fault.error.message, len(due))
             return
         except Exception:
-            _log.exception("leases could not be renewed (calls=%d)", len(due))
+            _log.exception("leases_not_renewed (calls=%d)", len(due))
             return
         with self._changed:
             gone = self._leases.gone(due, renewed)
         for request_id in gone:
-            _log.warning("auth no longer knows a call as open (request_id=%s)", request_id)
+            _log.warning("lease_lost: auth no longer has the call open (request_id=%s)", request_id)

@@ -92,7 +92,7 @@ class Connection(Generic[_S, _E]):
         try:
             renewed = _load(folder, self._credentials.name)
         except Unauthenticated as fault:  # also what is seen between two of the files being replaced
-            _log.warning("the identity in %s is not renewed and the one in use stays: %s", folder, fault.message)
+            _log.warning("identity_not_renewed: %s: the one in use stays: %s", folder, fault.message)
             return
         if signature(*self._files) != found:  # they are being replaced: the next look reads them
             self._seen = ()
@@ -101,7 +101,7 @@ class Connection(Generic[_S, _E]):
             return
         self._replaced.add(self._line)
         self._line, self._credentials = self._dial(renewed), renewed
-        _log.info("the identity in %s is renewed; its certificate expires at %s", folder, renewed.expires_at.isoformat())
+        _log.info("identity_renewed: %s: its certificate expires at %s", folder, renewed.expires_at.isoformat())
 
 
 def _files(credentials: Credentials) -> tuple[Path, ...]:

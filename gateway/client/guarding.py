@@ -46,5 +46,5 @@ def told(error: GatewayError) -> GatewayError:
     """The error as the caller is told of it: a fault of this service's own is logged, and told as AuthUnavailable."""
     if not isinstance(error, _OURS):
         return error
-    _log.error("auth refuses this service: %s (%s)", error.message, error.reason)
+    _log.error("service_refused: %s (%s)", error.message, error.reason)
     return AuthUnavailable("The service that checks tokens cannot be asked. Try again later.", retry_after=1.0)

@@ -66,7 +66,7 @@ class Pending:
     def undelivered(self) -> list[Undelivered]:
         """What the ledger does not have: refused since the last time this was asked, and still waiting."""
         refused, self._refused = self._refused, []
-        text = "auth is away; the report is kept in memory"
+        text = "auth has not taken the report yet; it is kept in memory"
         return refused + [Undelivered(request_id, AuthUnavailable.reason, text) for request_id in self._reports]
 
 

@@ -127,7 +127,7 @@ class Guard:
     def enter(self, method: str, rule: Rule, context: grpc.ServicerContext) -> Principal:
         """Who calls, as `principal()` gives it from here on.
 
-        Raises Unauthenticated without an identity or a live session, IdentityRevoked for one that is good no more,
+        Raises Unauthenticated without an identity or a live session, IdentityRevoked for one that is no longer valid,
         PermissionDenied for one that may not call the method.
         """
         caller = caller_of(context)

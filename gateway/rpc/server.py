@@ -148,7 +148,7 @@ def build_server(
     identity: whose certificate it shows; `bind` takes it. services: full names, such as `gateway.auth.v1.AuthService`.
     access: a row for each of their methods. threads: how many calls run at once; 64 times as many may wait, any more get
     RESOURCE_EXHAUSTED. check_session: reads sessions, for tables whose rules name roles.
-    revoked: which certificates are good no more. observe: told of each RPC that ended.
+    revoked: which certificates are no longer valid. observe: told of each RPC that ended.
     Raises AccessError when table and services do not match.
     """
     check_rows(services, access)

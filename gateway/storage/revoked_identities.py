@@ -1,4 +1,4 @@
-"""Revoked identities: of each name, up to which moment its certificates were issued that are good no more."""
+"""Revoked identities: of each name, up to which moment its certificates were issued that are no longer valid."""
 
 from __future__ import annotations
 

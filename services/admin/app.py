@@ -55,8 +55,8 @@ def make_server(
 ) -> Server:
     """The server, not yet bound and not yet started.
 
-    db: with the schema of this release. token_key: the installation's, 32 bytes. revoked: which certificates are good
-    no more. registry: where the RPCs are counted.
+    db: with the schema of this release. token_key: the installation's, 32 bytes. revoked: which certificates are no
+    longer valid. registry: where the RPCs are counted.
     metrics: where logins are.
     """
     sessions = SessionStore(db, clock=clock)

@@ -95,11 +95,14 @@ class Pruner:
         """
         try:
             newest = newest_sign(self._db)
-        except DatabaseUnavailable:
+        except DatabaseUnavailable as error:
+            _log.warning("pruning_postponed", hours=24, fault=error.message)
             return True
         if newest is None or self._clock.now() - newest <= SILENCE:
             return False
-        _log.warning("nothing is deleted for a day: look whether the clock is right", newest_row=newest.isoformat())
+        _log.warning(
+            "pruning_postponed", hours=24, fault="the clock is far ahead: check the date", newest_row=newest.isoformat()
+        )
         return True
 
     def _prune_calls(self, before: datetime, now: datetime) -> int:

@@ -396,7 +396,7 @@ def _as_told(error: GatewayError) -> GatewayError:
     if isinstance(error, DatabaseUnavailable):
         return AdminUnavailable(error.message, retry_after=error.retry_after or 1.0)
     if isinstance(error, IdentityRevoked):
-        _log.error("admin refuses this proxy", error=error.message)
+        _log.error("proxy_refused_by_admin", error=error.message)
         return AdminUnavailable("The admin service cannot be asked. Try again in a moment.", retry_after=1.0)
     if isinstance(error, PermissionDenied) and error.metadata.get("role") == "password_change":
         return PermissionDenied(_ONE_TIME)

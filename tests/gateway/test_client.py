@@ -161,7 +161,7 @@ def test_a_block_that_says_nothing_is_charged_its_hold_and_never_free(auth, gate
     with caplog.at_level(logging.WARNING), gateway.call(SECRET, model=MODEL, input_tokens=10, max_output_tokens=90) as silent:
         pass
     assert request_row(auth.db, silent.request_id)["cost_nanos"] == 100 * TOKEN_PRICE
-    assert "without a report" in caplog.text
+    assert "call_not_reported" in caplog.text
     assert SECRET not in caplog.text
 
 

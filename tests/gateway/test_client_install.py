@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -91,3 +92,13 @@ def test_the_wheel_is_typed_and_requires_grpcio_and_protobuf_alone(wheel):
     assert "gateway/stubs/auth/v1/auth_pb2.pyi" in names
     plain = sorted(text.partition("<")[0].partition(">")[0] for text in required if "extra" not in text)
     assert plain == ["grpcio", "protobuf"]
+
+
+def test_log_events_of_the_client_are_snake_case():
+    events = [
+        re.match(r"\s*\"([^\"%(:]*)", text)
+        for path in sorted((REPOSITORY / "gateway" / "client").glob("*.py"))
+        for text in re.split(r"_log\.(?:debug|info|warning|error|exception)\(", path.read_text())[1:]
+    ]
+    assert len(events) > 15
+    assert [found and found[1] for found in events if found is None or not re.fullmatch(r"[a-z]+(_[a-z]+)+ ?", found[1])] == []
