@@ -2,8 +2,9 @@
 
     python -m benchmarks.attack [--seconds N] [--alone N] [--only TEXT] [--without TEXT] [--each] [--unpinned]
 
-The suite runs as it is shipped (auth, proxy and admin, SQLite, mutual TLS), on one core; the provider and all callers have the
-other one. The calm caller makes 20 plain calls a second, first alone, then beside the hostile callers of `benchmarks.hostile`.
+The suite runs as it is shipped (auth, proxy and admin, SQLite, mutual TLS), on one core; the providers and all callers have the
+other one. The hostile callers' models are at a provider of their own: how soon a busy one answers is not the edge's doing. The
+calm caller makes 20 plain calls a second, first alone, then beside the hostile callers of `benchmarks.hostile`.
 Exits with 1 unless the calm caller got no 5xx and no silence, its p99 was at most three times what it is alone, no hostile
 caller got a 500, half-closed calls were answered, memory grew by at most 128 MiB and came back, and all sockets were returned.
 """
@@ -72,15 +73,15 @@ class Holdings:
         return sum(self.of_each.values())
 
     def __str__(self) -> str:
-        return f"{self.memory:.0f} MiB ({', '.join(f'{name} {size:.0f}' for name, size in self.of_each.items())})"
+        return sizes(self.of_each)
 
 
 @dataclass
 class Watch:
-    """Looks at the memory of processes every 50 ms until it is closed; peak: the most of all together, in MiB."""
+    """Looks at the memory of processes every 50 ms until it is closed. peak: of each when all together had the most, in MiB."""
 
     processes: dict[str, psutil.Process]
-    peak: float = 0.0
+    peak: dict[str, float] = field(default_factory=dict)
     _ended: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Watch:
@@ -92,15 +93,22 @@ class Watch:
 
     def _run(self) -> None:
         while not self._ended.wait(0.05):
-            self.peak = max(self.peak, sum(process.memory_info().rss for process in self.processes.values()) / MIB)
+            self.peak = max(self.peak, memory_of(self.processes), key=lambda of_each: sum(of_each.values()))
+
+
+def memory_of(processes: dict[str, psutil.Process]) -> dict[str, float]:
+    """MiB of each of these processes."""
+    return {name: process.memory_info().rss / MIB for name, process in processes.items()}
 
 
 def holdings(processes: dict[str, psutil.Process]) -> Holdings:
     """What these processes hold now."""
-    return Holdings(
-        {name: process.memory_info().rss / MIB for name, process in processes.items()},
-        sum(_files(process.pid) for process in processes.values()),
-    )
+    return Holdings(memory_of(processes), sum(_files(process.pid) for process in processes.values()))
+
+
+def sizes(of_each: dict[str, float]) -> str:
+    """MiB of all and of each."""
+    return f"{sum(of_each.values()):.0f} MiB ({', '.join(f'{name} {size:.0f}' for name, size in of_each.items())})"
 
 
 def _files(pid: int) -> int:
@@ -137,9 +145,9 @@ class Site:
         slowest = sorted(zip(latencies, seen["due"], strict=False), reverse=True)[:5]
         return Calm(seen["statuses"], percentile(latencies, 0.5) * 1000, percentile(latencies, 0.99) * 1000, slowest)
 
-    def attacked(self, kinds: list[str], seconds: float) -> tuple[Calm, dict[str, dict[str, int]], float]:
-        """The calm caller beside these kinds of hostile callers; what those did; the most memory in MiB."""
-        order = {"port": self.stack.http_port, "token": MALLORY, "model": "bench", "stream_model": "bench-20"}
+    def attacked(self, kinds: list[str], seconds: float) -> tuple[Calm, dict[str, dict[str, int]], dict[str, float]]:
+        """The calm caller beside these kinds of hostile callers; what those did; MiB of each process at the most."""
+        order = {"port": self.stack.http_port, "token": MALLORY, "model": "hostile", "stream_model": "hostile-20"}
         order |= {"seconds": seconds, "kinds": kinds}
         with Watch(self.processes) as watch:
             hostile = self._start("benchmarks.hostile", order)
@@ -161,18 +169,19 @@ def judge(site: Site, kinds: list[str], alone: Calm, seconds: float) -> list[str
     print(f"  calm, alone   {alone}")
     print(f"  calm, beside  {calm}")
     print(f"  calm, after   {calm_after}")
-    print(f"  memory {before}, at most {peak:.0f}, afterwards {after}")
+    print(f"  memory {before}, at most {sizes(peak)}, afterwards {after}")
     print(f"  open files {before.files}, afterwards {after.files}; logs {log_bytes(site.stack.logs) / MIB:.1f} MiB", flush=True)
     for name in kinds:
         print(f"    {name}: {done[name]}")
     crashes = sum(statuses.get("500", 0) for statuses in done.values())
     half_closed = done.get(HALF_CLOSED, {})
+    growth = sum(peak.values()) - before.memory
     faults = {
         f"the calm caller got {calm.failed} calls with a 5xx or no answer": calm.failed > 0,
         f"its p99 is {calm.p99 / alone.p99:.1f} times that of its calls alone": calm.p99 > 3 * alone.p99,
         f"hostile callers got {crashes} times 500": crashes > 0,
         f"half-closed calls were not all answered: {half_closed}": set(half_closed) - {"connections", "200"} != set(),
-        f"memory grew by {peak - before.memory:.0f} MiB": peak - before.memory > 128,
+        f"memory grew by {growth:.0f} MiB": growth > 128,
         f"{after.memory - before.memory:.0f} MiB of memory did not come back": after.memory - before.memory > 64,
         f"{after.files - before.files} files stayed open": after.files - before.files > 8,
     }
@@ -197,10 +206,19 @@ def main() -> int:
     kinds = [name for name in KINDS if arguments.only in name and not any(text in name for text in without)]
     cores = sorted(os.sched_getaffinity(0))
     split = (cores[:1], cores[1:]) if len(cores) > 1 and not arguments.unpinned else None
-    port = free_port()
-    prices = "".join(price(model, input="1.00", output="2.00") for model in ("bench", "bench-20"))
-    config = configuration(f"http://127.0.0.1:{port}/v1", models="bench*", prices=prices)
-    upstream = subprocess.Popen([sys.executable, "-m", "benchmarks.upstream", str(port)], cwd=REPOSITORY)
+    ports = {name: free_port() for name in ("bench", "hostile")}
+    config = "".join(
+        configuration(
+            f"http://127.0.0.1:{port}/v1",
+            name=name,
+            models=f"{name}*",
+            prices="".join(price(model, input="1.00", output="2.00") for model in (name, f"{name}-20")),
+        )
+        for name, port in ports.items()
+    )
+    upstreams = [
+        subprocess.Popen([sys.executable, "-m", "benchmarks.upstream", str(port)], cwd=REPOSITORY) for port in ports.values()
+    ]
     try:
         with tempfile.TemporaryDirectory(prefix="gateway-attack-") as folder, Stack(Path(folder), config) as stack:
             stack.gateway("init")
@@ -208,10 +226,12 @@ def main() -> int:
             stack.wait_until_ready()
             for token in (TOKEN, MALLORY):
                 stack.insert_token(token, max_amount=1_000_000)
-            wait_for("the provider", lambda: stack.listens(port))
+            for port in ports.values():
+                wait_for("the providers", lambda port=port: stack.listens(port))
             processes = {name: psutil.Process(process.pid) for name, process in stack.processes.items()}
             if split is not None:
-                psutil.Process(upstream.pid).cpu_affinity(split[1])
+                for upstream in upstreams:
+                    psutil.Process(upstream.pid).cpu_affinity(split[1])
                 for process in processes.values():
                     process.cpu_affinity(split[0])
             site = Site(stack, processes, split)
@@ -225,8 +245,9 @@ def main() -> int:
                 faults += found
             return int(bool(faults))
     finally:
-        upstream.terminate()
-        upstream.wait()
+        for upstream in upstreams:
+            upstream.terminate()
+            upstream.wait()
 
 
 if __name__ == "__main__":

@@ -149,12 +149,12 @@ def pipeline(request: bytes) -> Callable[[asyncio.StreamWriter], Awaitable[None]
 
 def numbers(size: int) -> bytes:
     """An object with many numbers that JSON readers are slow at."""
-    return b'{"model":"bench","messages":[' + b",".join([b"1e308"] * (size // 6)) + b"]}"
+    return b'{"model":"hostile","messages":[' + b",".join([b"1e308"] * (size // 6)) + b"]}"
 
 
 def nested(size: int) -> bytes:
     """Many lists in lists."""
-    return b'{"model":"bench","messages":[' + b",".join([b"[" * 60 + b"]" * 60] * (size // 121)) + b"]}"
+    return b'{"model":"hostile","messages":[' + b",".join([b"[" * 60 + b"]" * 60] * (size // 121)) + b"]}"
 
 
 def chat(model: str, content: str) -> bytes:
@@ -169,8 +169,8 @@ def odd_types(number: int) -> tuple[str, bytes]:
     value, other = values[number % 9], values[number // 9 % 9]
     bodies = [
         ("/v1/chat/completions", {"model": value, "messages": other}),
-        ("/v1/chat/completions", {"model": "bench", "messages": [{"role": value, "content": other}]}),
-        ("/v1/chat/completions", {"model": "bench", "messages": [{}], "tools": [{"type": value}], "service_tier": other}),
+        ("/v1/chat/completions", {"model": "hostile", "messages": [{"role": value, "content": other}]}),
+        ("/v1/chat/completions", {"model": "hostile", "messages": [{}], "tools": [{"type": value}], "service_tier": other}),
         ("/auth/login", {"kind": value, "username": other, "password": value}),
         ("/admin/tokens", {"name": value, "allowed_models": other}),
     ]

@@ -1,7 +1,7 @@
 """The provider of the benchmarks: as little work as Python allows, so that the measured processes decide the figures.
 
-Answers `POST /v1/chat/completions` of model `bench` at once, and of `bench-<ms>` with `"stream": true` as 50 chunks that many
-milliseconds apart (paced, so that nobody is spared work by finding several chunks in one read).
+Answers `POST /v1/chat/completions` of any model at once, and of `bench-<ms>` or `hostile-<ms>` with `"stream": true` as 50
+chunks that many milliseconds apart (paced, so that nobody is spared work by finding several chunks in one read).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import uvloop
 
 CHUNKS = 50
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
-_PACE = re.compile(rb'"bench-(\d+)"')
+_PACE = re.compile(rb'"(?:bench|hostile)-(\d+)"')
 _STREAM = re.compile(rb'"stream": ?true')
 _WANTS_USAGE = re.compile(rb'"include_usage": ?true')
 _USAGE = {"prompt_tokens": 12, "completion_tokens": CHUNKS, "total_tokens": 12 + CHUNKS}
