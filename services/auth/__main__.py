@@ -12,7 +12,7 @@ from gateway.errors import GatewayError
 from gateway.process import logs, token_key
 from gateway.process.clocks import steady_clock
 from gateway.process.lifecycle import serve_until_signal, unless_stopped
-from gateway.process.memory import give_back_large_blocks
+from gateway.process.memory import give_memory_back
 from gateway.process.metrics import DatabaseMetrics, service_registry
 from gateway.process.probes import start_probes
 from gateway.process.settings import Settings, SettingsError, load_settings
@@ -35,7 +35,7 @@ from services.auth.sweeper import Sweeper
 
 def main() -> None:
     """Serves until a signal; exits with one line on standard error where it cannot start."""
-    give_back_large_blocks()
+    give_memory_back()
     try:
         settings = load_settings(os.environ)
         logs.configure(settings.log_level, settings.log_format, "auth")

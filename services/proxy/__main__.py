@@ -14,7 +14,7 @@ from gateway.errors import GatewayError
 from gateway.ids import uuid7
 from gateway.process import logs
 from gateway.process.lifecycle import install_signals, stop_when_told
-from gateway.process.memory import give_back_large_blocks
+from gateway.process.memory import give_memory_back
 from gateway.process.metrics import service_registry
 from gateway.process.probes import start_probes
 from gateway.process.settings import Settings, SettingsError, load_settings
@@ -48,7 +48,7 @@ _log = logs.get_logger(__name__)
 
 def main() -> None:
     """Serves until a signal; exits with one line on standard error where it cannot start."""
-    give_back_large_blocks()
+    give_memory_back()
     try:
         settings = load_settings(os.environ)
         logs.configure(settings.log_level, settings.log_format, "proxy")
