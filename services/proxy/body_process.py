@@ -79,7 +79,8 @@ class BodyProcess:
             raise ProcessEnded(type(error).__name__) from None
 
     def _start(self) -> subprocess.Popen[bytes]:
-        # A session of its own: Ctrl-C in a terminal is for the proxy alone, which ends this process by closing its pipe.
+        # A group of its own: Ctrl-C in a terminal is for the proxy alone, which ends this process by closing its pipe. A
+        # session of its own would do that, too, but Linux shares cores between sessions before it looks at priorities.
         process = subprocess.Popen(
             [sys.executable, "-m", "services.proxy.body_worker"],
             stdin=subprocess.PIPE,
@@ -88,7 +89,7 @@ class BodyProcess:
             bufsize=0,
             cwd=_ROOT,
             env={name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)},
-            start_new_session=True,
+            process_group=0,
         )
         for pipe in (process.stdin, process.stdout):
             assert pipe is not None
