@@ -12,10 +12,10 @@ from gateway.process.settings import Settings
 from services.proxy.app import App
 from services.proxy.connections import Places
 from services.proxy.forwarded import TrustedProxies
+from services.proxy.listener import Listener
 from services.proxy.server import EdgeServer
-from services.proxy.tls import EdgeCertificate, TlsSite
+from services.proxy.tls import EdgeCertificate
 
-BACKLOG: Final = 1024
 ADMIN_CONNECTIONS: Final = 256
 """Connections of a port for administration alone: applications cannot use them up."""
 
@@ -45,27 +45,14 @@ class Ports:
             places = Places(min(most, ADMIN_CONNECTIONS), min(of_one, ADMIN_CONNECTIONS // 2), is_exempt=proxies.trusts)
             apart = EdgeServer(app.handle_admin, places=places)
             self._listeners.append((web.ServerRunner(apart, shutdown_timeout=grace), apart, host, int(port)))
-        self._sites: list[web.TCPSite | TlsSite] = []
+        self._sites: list[Listener] = []
 
     async def open(self) -> None:
         """Listens. Raises OSError where it cannot."""
         for runner, server, name, port in self._listeners:
             await runner.setup()
             host = None if name == "*" else name.strip("[]")
-            site: web.TCPSite | TlsSite
-            if self._tls is None:
-                site = web.TCPSite(runner, host, port, backlog=BACKLOG)
-            else:
-                site = TlsSite(
-                    runner,
-                    host,
-                    port,
-                    certificate=self._tls,
-                    protocol=server,
-                    places=server.places,
-                    handshakes=server.handshakes,
-                    backlog=BACKLOG,
-                )
+            site = Listener(runner, host, port, protocol=server, arrivals=server.arrivals, certificate=self._tls)
             await site.start()
             self._sites.append(site)
         if self._tls is not None:

@@ -19,7 +19,7 @@ from gateway.errors import GatewayError, InvalidRequest, Overloaded, RequestTime
 from gateway.ids import uuid7
 from gateway.process.logs import get_logger
 from services.proxy import errors
-from services.proxy.connections import Place, Places, Turns, Unread
+from services.proxy.connections import Place, Turns, Unread
 from services.proxy.half_close import HalfClosed
 from services.proxy.writes import WriteWatch
 
@@ -37,6 +37,8 @@ MAX_HEAD = 64 * 1024
 MAX_PIECES = 256
 """Packets that a head may come in: each costs the same, however little is in it."""
 READ_AHEAD = 64 * 1024
+PIPELINE_AHEAD = 16 * 1024
+"""Bytes of requests behind an open one that are taken in before reading pauses."""
 WRITE_AHEAD = 64 * 1024
 """Bytes of answers that wait in memory before the next one has to wait itself."""
 MAX_PIPELINED = 100
@@ -55,7 +57,6 @@ _log = get_logger(__name__)
 class Shared:
     """What all connections of a server share. ended: is told why a connection was ended before its time, in a word."""
 
-    places: Places
     unread: Unread
     turns: Turns
     ended: Callable[[str], None]
@@ -71,9 +72,11 @@ class EdgeProtocol(RequestHandler):
     __slots__ = (
         "_ahead",
         "_chunks",
+        "_full",
         "_half_closed",
         "_head",
         "_head_timer",
+        "_held_up",
         "_left",
         "_open",
         "_pieces",
@@ -86,7 +89,7 @@ class EdgeProtocol(RequestHandler):
         "_written",
     )
 
-    def __init__(self, manager: web.Server, shared: Shared, place: Place | None, **options: Any) -> None:
+    def __init__(self, manager: web.Server, shared: Shared, place: Place, **options: Any) -> None:
         super().__init__(manager, **options)
         self._shared = shared
         self._place = place
@@ -98,35 +101,29 @@ class EdgeProtocol(RequestHandler):
         self._chunks: StreamReader | None = None  # its body, where it comes in chunks and has not ended
         self._ahead = bytearray()  # what came behind it
         self._pipelined = 0
+        self._full = False  # whether as many bytes of answers wait as may
+        self._held_up = False  # whether what is ahead waits until they do not
         self._watch: WriteWatch | None = None
         self._writer: AbstractStreamWriter | None = None
         self._half_closed: HalfClosed | None = None
         self._written = 0  # bytes of the answers before this writer's
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Takes a connection, or closes it when there is no place for it."""
-        transport = cast("asyncio.Transport", transport)
-        if self._place is None:
-            self._place = self._shared.places.enter(peer_of(transport))
-            if self._place is None:
-                self._count("no_place")
-                self._force_close = True
-                transport.close()
-                return
+        """Takes a connection."""
         super().connection_made(transport)
-        limit_buffers(transport)
+        limit_buffers(cast("asyncio.Transport", transport))
         self._place.waits(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Lets go of a connection."""
         self._stop_timer()
+        self._ahead.clear()
         self._shared.unread.drop(self)
         if self._watch is not None:
             self._watch.stop()
         if self._half_closed is not None:
             self._half_closed.stop()
-        if self._place is not None:
-            self._place.leave()
+        self._place.leave()
         super().connection_lost(exc)
 
     # -- what comes in -------------------------------------------------------------------------------------------------------
@@ -221,8 +218,7 @@ class EdgeProtocol(RequestHandler):
             self._shared.unread.drop(self)
         self._seam = b""
         self._open = True
-        if self._place is not None:
-            self._place.works()
+        self._place.works()
         if isinstance(message, RawRequestMessage) and message.path[:1] != "/":
             self._messages[-1] = (message._replace(path=origin_form(message.path)), payload)
         if payload.is_eof() and isinstance(message, RawRequestMessage):
@@ -258,7 +254,7 @@ class EdgeProtocol(RequestHandler):
     def _keep(self, data: bytes) -> None:
         """Keeps what comes behind an open request."""
         self._ahead += data
-        if len(self._ahead) > READ_AHEAD and not self._buffer_paused:
+        if len(self._ahead) > PIPELINE_AHEAD and not self._buffer_paused:
             self._pause_reading_for_buffer()
         self._shared.unread.hold(self, len(self._ahead))
 
@@ -270,14 +266,14 @@ class EdgeProtocol(RequestHandler):
         data = bytes(self._ahead)
         self._ahead.clear()
         self._shared.unread.drop(self)
-        if self.transport is None:
+        if self.transport is None or not data:
             return
         self._pipelined += 1
         self.data_received(data)
         if self._open and self._pipelined >= MAX_PIPELINED:
             self._count("pipelined")
             self.close()
-        elif self._buffer_paused and len(self._ahead) <= READ_AHEAD:
+        elif self._buffer_paused and len(self._ahead) <= PIPELINE_AHEAD:
             self._resume_reading_for_buffer()
 
     async def _handle_request(self, request: web.BaseRequest, *options: Any) -> tuple[web.StreamResponse, bool]:
@@ -295,13 +291,14 @@ class EdgeProtocol(RequestHandler):
             return answered
         self._open = False
         if self._ahead:
-            self._shared.turns.ask(self)
+            self._held_up = self._full
+            if not self._full:
+                self._shared.turns.ask(self)
         elif self._half_closed is not None:
             self.close()
         else:
             self._pipelined = 0
-            if self._place is not None:
-                self._place.waits(self)
+            self._place.waits(self)
         return answered
 
     # -- how a connection ends -------------------------------------------------------------------------------------------------
@@ -319,16 +316,15 @@ class EdgeProtocol(RequestHandler):
 
     def give_way(self) -> None:
         """Closes an idle connection for another one."""
-        if self._place is not None:
-            self._place.leave()
+        self._place.leave()
         self._count("gave_way")
         self.force_close()
 
     def give_back(self) -> None:
         """Lets go of the bytes of requests that are not open."""
+        self._ahead.clear()
         if self._open:
             self._count("unread")
-            self._ahead.clear()
             self.close()
         else:
             fault = Overloaded("Too many requests have begun and not ended. Try again in a moment.", retry_after=1.0)
@@ -367,12 +363,17 @@ class EdgeProtocol(RequestHandler):
     def pause_writing(self) -> None:
         """Notes that a caller takes answers more slowly than they come."""
         super().pause_writing()
+        self._full = True
         self._watch_writes().pause()
 
     def resume_writing(self) -> None:
         """Notes that the caller has taken most of them."""
         super().resume_writing()
+        self._full = False
         self._watch_writes().resume()
+        if self._held_up:
+            self._held_up = False
+            self._shared.turns.ask(self)
 
     def _watch_writes(self) -> WriteWatch:
         if self._watch is None:
@@ -420,12 +421,6 @@ def origin_form(target: str) -> str:
         return target  # a password has no place there
     path = rest[end:]
     return path if path.startswith("/") else f"/{path}"
-
-
-def peer_of(transport: asyncio.BaseTransport) -> str:
-    """The network address at the other end; empty when not known."""
-    peer = transport.get_extra_info("peername")
-    return str(peer[0]) if isinstance(peer, tuple) else ""
 
 
 def limit_buffers(transport: asyncio.Transport) -> None:

@@ -12,6 +12,7 @@ from aiohttp.web_protocol import RequestHandler
 from gateway.errors import InvalidRequest
 from gateway.process.log_floods import EVERY
 from gateway.process.logs import get_logger
+from services.proxy.arrivals import Arrivals
 from services.proxy.connections import Place, Places, Turns, Unread
 from services.proxy.protocol import (
     KEEPALIVE,
@@ -25,7 +26,7 @@ from services.proxy.protocol import (
 
 UNREAD = 16 * 1024 * 1024
 """Bytes that unfinished heads, and requests behind an open one, may be over all connections."""
-TURN = 0.001
+TURN = 0.004
 """Seconds between two pipelined requests, over all connections."""
 LINGER = 1.0
 """Seconds that a caller has to read an answer which came before his body was read."""
@@ -51,24 +52,22 @@ class EdgeServer(web.Server):
         super().__init__(handler, handler_cancellation=True)
         self.places = places
         self.unread = Unread(unread)
-        self.handshakes: set[asyncio.Task[None]] = set()
-        """Connections that are no requests' yet: `TlsSite` fills it."""
         self.ended: Counter[str] = Counter()
         """How many connections were ended before their time, by reason."""
         self._report: asyncio.TimerHandle | None = None
-        self._shared = Shared(places, self.unread, Turns(TURN), self._note_end)
+        self.arrivals = Arrivals(places, self._note_end)
+        """Connections that are not served yet."""
+        self._shared = Shared(self.unread, Turns(TURN), self._note_end)
 
     async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - aiohttp's own parameter
         """Ends all connections; those with a request have so many seconds."""
         if self._report is not None:
             self._report.cancel()
-        for handshake in tuple(self.handshakes):
-            handshake.cancel()
-        await asyncio.gather(*self.handshakes, return_exceptions=True)
+        await self.arrivals.close()
         await super().shutdown(timeout)
 
-    def __call__(self, place: Place | None = None) -> RequestHandler:
-        """A protocol for a new connection. place: what it has already; None: it takes one."""
+    def __call__(self, place: Place) -> RequestHandler:  # type: ignore[override]  # only `Listener` makes connections
+        """A protocol for a new connection that has this place."""
         return EdgeProtocol(
             self,
             self._shared,
@@ -97,7 +96,7 @@ class EdgeServer(web.Server):
 
     @property
     def open_connections(self) -> int:
-        """How many connections there are, those included whose handshake goes on."""
+        """How many connections there are, those included that are not served yet."""
         return self.places.taken
 
 

@@ -1,22 +1,16 @@
-"""TLS at the edge: handshakes within their time and number, and a certificate that is exchanged while the edge runs."""
+"""TLS at the edge: a certificate that is exchanged while the edge runs, and handshakes that fail."""
 
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-
-from aiohttp import web
 
 from gateway.file_signature import Signature, signature
 from gateway.process.logs import get_logger
 from gateway.process.tasks import survives
 from gateway.process.tls import Certificate, CertificateFault, load_certificate
-from services.proxy.connections import Place, Places
 
 HANDSHAKE_TIME = 10.0
 """Seconds from a connection to the end of its handshake."""
@@ -119,104 +113,6 @@ class EdgeCertificate:
     def _choose(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
         if self._current.context is not self._first:
             connection.context = self._current.context
-
-
-class TlsSite(web.BaseSite):
-    """A listener for https.
-
-    It takes connections itself and has the loop secure each, so that those whose handshake goes on are known, counted, ended in
-    time, and refused before it where there are too many.
-    host: None is every address. protocol: makes one for a connection that has its place. places: for connections, taken before
-    the handshake. handshakes: those that are going on.
-    """
-
-    def __init__(
-        self,
-        runner: web.ServerRunner,
-        host: str | None,
-        port: int,
-        *,
-        certificate: EdgeCertificate,
-        protocol: Callable[[Place], asyncio.BaseProtocol],
-        places: Places,
-        handshakes: set[asyncio.Task[None]],
-        backlog: int,
-    ) -> None:
-        super().__init__(runner, backlog=backlog)
-        self._host = host
-        self.port = port
-        self._certificate = certificate
-        self._protocol = protocol
-        self._places = places
-        self._handshakes = handshakes
-        self._sockets: list[socket.socket] = []
-
-    @property
-    def name(self) -> str:
-        """Where it is, as a URL."""
-        return f"https://{self._host or '*'}:{self.port}"
-
-    async def start(self) -> None:
-        """Listens. Raises OSError where it cannot."""
-        await super().start()
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(self._host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, _, _, _, address in dict.fromkeys(found):
-            listener = socket.create_server(address[:2], family=family, backlog=self._backlog)
-            listener.setblocking(False)
-            self._sockets.append(listener)
-            self.port = listener.getsockname()[1]
-            loop.add_reader(listener.fileno(), self._accept, listener)
-
-    async def stop(self) -> None:
-        """Takes no more connections. Those that there are go on."""
-        for listener in self._sockets:
-            asyncio.get_running_loop().remove_reader(listener.fileno())
-            listener.close()
-        self._sockets.clear()
-        await super().stop()
-
-    def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        for _ in range(self._backlog):
-            try:
-                connection, address = listener.accept()
-            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
-                return
-            except OSError as error:  # no file descriptor is left: those that wait are taken a moment later
-                _log.error("cannot_accept", error=error.strerror)
-                loop.remove_reader(listener.fileno())
-                loop.call_later(1.0, self._again, listener)
-                return
-            place = self._places.enter(address[0])
-            if place is None:
-                connection.close()
-                continue
-            connection.setblocking(False)
-            task = loop.create_task(self._secure(connection, address[0], place))
-            self._handshakes.add(task)
-            task.add_done_callback(self._handshakes.discard)
-
-    def _again(self, listener: socket.socket) -> None:
-        if listener in self._sockets:
-            asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
-
-    async def _secure(self, connection: socket.socket, address: str, place: Place) -> None:
-        try:
-            await asyncio.get_running_loop().connect_accepted_socket(
-                partial(self._protocol, place),
-                connection,
-                ssl=self._certificate.context,
-                ssl_handshake_timeout=HANDSHAKE_TIME,
-                ssl_shutdown_timeout=SHUTDOWN_TIME,
-            )
-        except OSError as error:
-            self._certificate.failures.note(error, address)
-            connection.close()
-            place.leave()
-        except BaseException:
-            place.leave()
-            raise
 
 
 def _reason(error: OSError) -> str:

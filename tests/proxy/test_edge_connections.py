@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import struct
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
 
-from services.proxy import answers, ports, protocol, request_log, server, writes
+from services.proxy import answers, arrivals, listener, ports, protocol, request_log, server, writes
 from services.proxy.connections import Places, origin_of
 from services.proxy.server import EdgeServer
 from tests.conftest import LogLines
@@ -198,6 +200,57 @@ async def test_a_caller_who_reads_slowly_gets_everything(monkeypatch: pytest.Mon
         assert not edge.server.ended
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_answers_that_are_not_taken_hold_up_the_pipeline_and_are_kept_once_for_all(
+    monkeypatch: pytest.MonkeyPatch, loop: str
+) -> None:
+    monkeypatch.setattr(server, "TURN", 0.0)
+    run = asyncio.run if loop == "asyncio" else pytest.importorskip("uvloop").run
+
+    async def calls() -> int:
+        async with running_edge() as edge:
+            callers = [slow(edge) for _ in range(100)]
+            async with edge.get("/openapi.json") as response:
+                size = len(await response.read())
+            tracemalloc.start()
+            try:
+                for caller in callers:
+                    caller.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: edge\r\n\r\n" * 90)
+                await asyncio.sleep(1.0)
+                answered = edge.server.requests_count - 1
+                held = tracemalloc.get_traced_memory()[0]
+            finally:
+                tracemalloc.stop()
+                for caller in callers:
+                    caller.close()
+        assert answered <= 100 * 8, "the system takes in some of them, but not 90 for each"
+        return held // 100 // size
+
+    assert run(calls()) < (1 if loop == "uvloop" else 3), "asyncio copies what it keeps, and uvloop does not"
+
+
+async def test_requests_behind_answers_that_are_not_taken_share_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "EdgeServer", partial(EdgeServer, unread=50_000))
+    async with running_edge() as edge:
+        callers = [slow(edge) for _ in range(20)]
+        for caller in callers:
+            caller.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: edge\r\n\r\n" * 20)
+        await asyncio.sleep(1.0)
+        tracemalloc.start()
+        try:
+            for caller in callers:
+                caller.sendall(HEALTH * 400)
+            await until(lambda: edge.server.ended["unread"] >= 15)
+            kept = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, protocol.__file__)])
+        finally:
+            tracemalloc.stop()
+        assert edge.server.open_connections == 20, "they end when their callers have had the time to take what waits"
+        assert edge.server.unread.total <= 50_000
+        assert sum(trace.size for trace in kept.traces) < 100_000
+        for caller in callers:
+            caller.close()
+
+
 async def test_one_connections_pipeline_leaves_the_edge_to_others() -> None:
     async with running_edge() as edge:
         callers = [await asyncio.open_connection("127.0.0.1", edge.port) for _ in range(40)]
@@ -237,6 +290,63 @@ async def test_the_description_is_made_once(monkeypatch: pytest.MonkeyPatch) -> 
         async with edge.get("/openapi.json") as response:
             assert response.status == 200
             assert "paths" in await response.json()
+
+
+# -- connections that say nothing ------------------------------------------------------------------------------------------
+
+
+async def test_a_connection_that_says_nothing_ends_like_an_idle_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "KEEPALIVE", 0.3)
+    async with running_edge() as edge:
+        async with connected(edge) as (first, _), connected(edge) as (second, _):
+            await until(lambda: edge.server.open_connections == 2)
+            assert (await rest(first), await rest(second)) == (b"", b"")
+        await until(lambda: edge.server.open_connections == 0)
+        assert not edge.server.ended
+
+
+@pytest.mark.parametrize("reset", [False, True])
+async def test_a_connection_that_ends_before_it_says_anything_leaves_its_place(reset: bool) -> None:
+    async with running_edge() as edge:
+        for _ in range(20):
+            _, writer = await asyncio.open_connection("127.0.0.1", edge.port)
+            await until(lambda: edge.server.open_connections == 1)
+            if reset:
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.close()
+            await until(lambda: edge.server.open_connections == 0)
+        assert edge.server.requests_count == 0
+
+
+async def test_who_opens_hundreds_of_connections_at_once_does_not_stand_before_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrivals, "PAUSE", 0.01)
+    async with running_edge() as edge:
+        crowd = [await asyncio.open_connection("127.0.0.1", edge.port) for _ in range(200)]
+        for _, writer in crowd:
+            writer.write(HEALTH)
+        await asyncio.sleep(0.1)
+        async with connected(edge, "127.0.0.2") as (reader, writer):
+            writer.write(HEALTH)
+            assert status_of(await reader.readuntil(b"}")) == 200
+            assert edge.server.requests_count < 100
+        answers = [status_of(await reader.readuntil(b"}")) for reader, _ in crowd]
+        assert answers == [200] * 200
+        for _, writer in crowd:
+            writer.close()
+
+
+async def test_the_edge_ends_while_connections_wait_for_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrivals, "PAUSE", 1.0)
+    async with running_edge() as edge:
+        crowd = [await asyncio.open_connection("127.0.0.1", edge.port) for _ in range(10)]
+        for _, writer in crowd[:5]:
+            writer.write(HEALTH)
+        await until(lambda: edge.server.open_connections == 10)
+        await asyncio.sleep(0.1)
+    assert edge.server.open_connections == 0
+    for reader, writer in crowd:
+        await rest(reader)
+        writer.close()
 
 
 # -- how many --------------------------------------------------------------------------------------------------------------

@@ -17,10 +17,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from gateway.process.tls import CertificateFault, load_certificate
-from services.proxy import tls
+from services.proxy import listener, tls
 from tests.conftest import LogLines
 from tests.proxy.edge_harness import Edge, chat, head, running_edge, status_of, until
 from tests.support import edge_certificates
+
+HANDSHAKE = b"\x16\x03\x01"
+"""The first bytes of a handshake."""
 
 
 @pytest.fixture(autouse=True)
@@ -161,11 +164,14 @@ async def test_plain_http_on_the_port_for_https_ends_with_one_line_in_the_log(tm
 async def test_a_handshake_that_is_never_done_is_ended_and_counts_as_a_connection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: LogLines
 ) -> None:
-    monkeypatch.setattr(tls, "HANDSHAKE_TIME", 1.0)
+    monkeypatch.setattr(listener, "HANDSHAKE_TIME", 1.0)
     edge_certificates.write(tmp_path)
     async with secured(tmp_path, connections=3) as edge:
         waiting = [await asyncio.open_connection("127.0.0.1", edge.port) for _ in range(3)]
+        for _, writer in waiting:
+            writer.write(HANDSHAKE)
         await until(lambda: edge.server.open_connections == 3)
+        await asyncio.sleep(0.1)  # they have spoken, and do not give way any more
         reader, writer = await asyncio.open_connection("127.0.0.1", edge.port)
         waiting.append((reader, writer))
         started = asyncio.get_running_loop().time()
@@ -186,11 +192,32 @@ async def test_a_handshake_that_is_never_done_is_ended_and_counts_as_a_connectio
     assert "Traceback" not in json.dumps(log_lines())
 
 
-async def test_the_edge_ends_while_a_handshake_goes_on(tmp_path: Path) -> None:
+async def test_who_does_not_begin_a_handshake_gives_way_and_has_no_longer_than_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: LogLines
+) -> None:
+    monkeypatch.setattr(listener, "HANDSHAKE_TIME", 0.5)
+    edge_certificates.write(tmp_path)
+    async with secured(tmp_path, connections=2) as edge:
+        silent = [await asyncio.open_connection("127.0.0.1", edge.port) for _ in range(2)]
+        await until(lambda: edge.server.open_connections == 2)
+        async with edge.get("/healthz") as response:
+            assert response.status == 200
+        assert edge.server.ended == {"gave_way": 1}
+        async with asyncio.timeout(5):
+            for reader, writer in silent:
+                assert await reader.read() == b""
+                writer.close()
+    assert not [line for line in log_lines() if line["event"] == "tls_handshake_failed"]
+
+
+@pytest.mark.parametrize("sent", [b"", HANDSHAKE])
+async def test_the_edge_ends_while_a_handshake_goes_on_or_has_not_begun(tmp_path: Path, sent: bytes) -> None:
     edge_certificates.write(tmp_path)
     async with secured(tmp_path) as edge:
         _, writer = await asyncio.open_connection("127.0.0.1", edge.port)
+        writer.write(sent)
         await until(lambda: edge.server.open_connections == 1)
+        await asyncio.sleep(0.05)
     assert edge.server.open_connections == 0
     writer.close()
 
