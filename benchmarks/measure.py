@@ -7,6 +7,7 @@ import math
 import statistics
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, field
 
 import psutil
@@ -76,11 +77,13 @@ def measure(target: Target, scenario: Scenario) -> Sample:
         "pace": scenario.pace,
     }
     before = target.cpu()
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.client", json.dumps(order)], capture_output=True, text=True, timeout=120, check=True
-    )
-    after = target.cpu()
-    seen = json.loads(done.stdout)
+    # Into a file: the middle was missing now and then of what came through a pipe, when this program wrote to a pipe itself.
+    with tempfile.TemporaryFile("w+") as told:
+        command = [sys.executable, "-m", "benchmarks.client", json.dumps(order)]
+        subprocess.run(command, stdout=told, stderr=subprocess.PIPE, timeout=120, check=True)
+        after = target.cpu()
+        told.seek(0)
+        seen = json.load(told)
     if seen["failure"] or seen["statuses"] != {"200": scenario.calls}:
         raise RuntimeError(f"{target.name}, {scenario.name}: {seen['statuses']} {seen['failure']}")
     split = {name: (after[name] - before[name]) * 1000 / scenario.calls for name in before}
