@@ -98,7 +98,7 @@ def replicated(folder: Path, **settings: str) -> Iterator[Replicated]:
         "name": "mock",
         "kind": "openai-compatible",
         "base_url": f"http://host.docker.internal:{port}",
-        "api_keys": ["sk-upstream-canary-7Qm2"],
+        "api_keys": ["sk-canary-7Qm2Zx9Lp4Vt"],
         "models": list(MODELS),
         "allow_address": True,
     }

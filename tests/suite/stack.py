@@ -253,7 +253,7 @@ class ProviderProcess:
 
 def configuration(base_url: str, *, models: str = "*", prices: str = "", name: str = "mock") -> str:
     """A gateway.toml with the scripted provider for these models, and `[[prices]]` as given."""
-    provider = {"name": name, "kind": "openai-compatible", "base_url": base_url, "api_keys": ["sk-upstream-canary-7Qm2"]}
+    provider = {"name": name, "kind": "openai-compatible", "base_url": base_url, "api_keys": ["sk-canary-7Qm2Zx9Lp4Vt"]}
     lines = [f"{key} = {json.dumps(value)}" for key, value in provider.items()]
     return "\n".join(["[[providers]]", *lines, f"models = {json.dumps(models.split(','))}", prices, ""])
 

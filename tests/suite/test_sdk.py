@@ -112,9 +112,9 @@ def test_neither_key_crosses_the_gateway(suite):
     received = answer.parse().choices[0].message.content
     assert token not in received
     [call] = [call for call in suite.provider.calls() if call.model == "mock-echo"]
-    assert ("Authorization", "Bearer sk-upstream-canary-7Qm2") in call.headers
+    assert ("Authorization", "Bearer sk-canary-7Qm2Zx9Lp4Vt") in call.headers
     told = answer.text + str(dict(answer.headers))
-    assert "sk-upstream-canary-7Qm2" not in str(dict(answer.headers)), told
+    assert "sk-canary-7Qm2Zx9Lp4Vt" not in str(dict(answer.headers)), told
 
 
 def test_a_token_sees_its_own_books(suite):
