@@ -52,8 +52,9 @@ class Exchange:
         if ticket is not None and ticket.target is not None:
             headers["x-gateway-provider"] = ticket.target.provider.name
             headers["x-gateway-attempts"] = str(len(ticket.attempts))
-            if ticket.limit is not None and ticket.limit != ticket.call.limit:
-                headers["x-gateway-max-output-tokens"] = str(ticket.limit)
+            limit = ticket.limit
+            if limit is not None and limit != ticket.call.limit:
+                headers["x-gateway-max-output-tokens"] = str(limit)
         if self.cost_nanos is not None:
             headers["x-gateway-cost"] = f"{to_units(self.cost_nanos):f}"
         if self.cors is not None:

@@ -34,10 +34,11 @@ class Call:
     """One call on a connection, and its clocks.
 
     first_byte: seconds from the request's last byte to the status, and between two bytes of the head. idle: seconds between
-    two pieces of the body while we read. total: seconds from now on for everything. failure: what went wrong; None: nothing.
+    two pieces of the body while we read. total: seconds from now on for everything; until the request is out, its sender watches
+    over them. failure: what went wrong; None: nothing.
     """
 
-    __slots__ = ("_idle", "_loop", "_over_at", "_protocol", "_since", "_timer", "_wait", "content", "failure")
+    __slots__ = ("_idle", "_loop", "_over_at", "_protocol", "_since", "_timer", "_wait", "content", "ended", "failure")
 
     def __init__(self, protocol: ProviderProtocol, *, idle: float, total: float) -> None:
         self._loop = asyncio.get_running_loop()
@@ -45,25 +46,24 @@ class Call:
         self._idle = idle
         self._since = self._loop.time()
         self._over_at = self._since + total
-        self._wait: float | None = None
-        self._timer: asyncio.TimerHandle | None = self._loop.call_at(self._over_at, self._look)
+        self._wait = total
+        self._timer: asyncio.TimerHandle | None = None
         self.content: StreamReader | None = None
         self.failure: BaseException | None = None
-
-    @property
-    def ended(self) -> bool:
+        self.ended = False
         """Whether nothing is waited for any more."""
-        return self._timer is None
 
     def sent(self, first_byte: float) -> None:
         """The request is out: the provider has so many seconds for its status."""
         if self.content is None:
-            self._allow(first_byte)
+            self._wait = first_byte
+            self.alive()
+            self.watch()
 
     def answers(self, content: StreamReader) -> None:
-        """The status is there, and a body may follow."""
+        """The status is there, and a body may follow. To be followed by `watch`: often that body is here already."""
         self.content = content
-        self._allow(self._idle)
+        self._wait = self._idle
         content.on_eof(self.end)
 
     def alive(self) -> None:
@@ -79,24 +79,28 @@ class Call:
 
     def end(self) -> None:
         """Nothing is waited for any more."""
+        self.ended = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _allow(self, seconds: float) -> None:
-        """From now on the provider may be silent for so long."""
-        self._wait = seconds
-        self.alive()
-        if self._timer is not None and self._since + seconds < self._timer.when():
+    def watch(self) -> None:
+        """Has a timer that fires no later than the provider's time is over."""
+        if self.ended:
+            return
+        over = min(self._since + self._wait, self._over_at)
+        if self._timer is not None:
+            if self._timer.when() <= over:
+                return
             self._timer.cancel()
-            self._timer = self._loop.call_at(self._since + seconds, self._look)
+        self._timer = self._loop.call_at(over, self._look)
 
     def _look(self) -> None:
         """Ends the call if a time is over. One timer, moved on when it fires, is cheaper than one a packet."""
         now = self._loop.time()
         if self._protocol.reads_nothing:
             self._since = now  # the caller is slow, not the provider
-        silent_at = self._over_at if self._wait is None else self._since + self._wait
+        silent_at = self._since + self._wait
         if now < self._over_at and now < silent_at:
             self._timer = self._loop.call_at(min(self._over_at, silent_at), self._look)
             return
@@ -137,6 +141,8 @@ class ProviderProtocol(ResponseHandler):
                 super().data_received(data[:end])
                 data = data[end:]
         super().data_received(data)
+        if call is not None and call.content is not None:
+            call.watch()
 
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
         """Takes a head. A second answer to one call is thrown away with its connection."""
