@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import select
+import stat
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ AGAIN: Final = 0.25
 LAST_SECONDS: Final = 1.0
 """Seconds that a process which ends waits for its last lines to be written."""
 _ATOMIC: Final = select.PIPE_BUF  # bytes that no other process's output can come between, where several share one pipe
+_AT_ONCE: Final = 64 * 1024  # the same for a file: each write costs the event loop a turn of the interpreter's lock
 
 
 class Sink:
@@ -38,6 +40,7 @@ class Sink:
         self._fd = fd
         self._report = report
         self._most_lines = most_lines
+        self._chunk = _AT_ONCE if _is_file(fd) else _ATOMIC
         self._queue: SimpleQueue[str | threading.Event] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._torn = False  # whether what was written last ends in the middle of a line
@@ -116,7 +119,7 @@ class Sink:
         while place < len(lines):
             chunk = [_encoded(lines[place])]
             size = len(chunk[0])
-            while place + len(chunk) < len(lines) and size + len(line := _encoded(lines[place + len(chunk)])) < _ATOMIC:
+            while place + len(chunk) < len(lines) and size + len(line := _encoded(lines[place + len(chunk)])) < self._chunk:
                 chunk.append(line)
                 size += len(line)
             data = b"\n" * self._torn + b"".join(chunk)
@@ -202,6 +205,13 @@ def flush(seconds: float = LAST_SECONDS) -> None:
     ends = time.monotonic() + seconds
     for sink in list(_sinks):
         sink.flush(max(0.0, ends - time.monotonic()))
+
+
+def _is_file(fd: int) -> bool:
+    try:
+        return stat.S_ISREG(os.fstat(fd).st_mode)
+    except OSError:
+        return False
 
 
 def _encoded(line: str) -> bytes:

@@ -22,7 +22,7 @@ from gateway.stubs.auth.v1.auth_pb2 import (
     UsageItem,
 )
 from services.proxy import outbox_tally
-from services.proxy.outbox_files import Kind, Record, Segment, groups, remove_unfinished, scan, segment_name, stem_of
+from services.proxy.outbox_files import Kind, Record, Segment, groups, number_of, remove_unfinished, scan, stem_of
 
 PROXY_DIED: Final = "proxy_died"
 _log = get_logger(__name__)
@@ -103,7 +103,7 @@ def _whole_of(group: Group, directory: Path, stem: str) -> str:
     """The process whose calls all stand in these files; empty where they may have been cut, or the machine stopped since."""
     told = outbox_tally.read(directory, stem)
     last = group.segments[-1]
-    if told is None or group.damaged or (last.path.name, last.size) != (segment_name(stem, told.number), told.size):
+    if told is None or group.damaged or (number_of(last.path), last.size) < (told.number, told.size):
         return ""
     return told.proxy_id
 

@@ -114,11 +114,11 @@ class Journal:
             data = encode(kind, body)
             try:
                 try:
-                    segment = self._append(data)
+                    segment = self._append(data, opens=kind is Kind.OPENED)
                 except OSError:
                     if not self._segments or not self._segments[-1].broken:
                         raise
-                    segment = self._append(data)  # the file was at fault: a new one may do
+                    segment = self._append(data, opens=kind is Kind.OPENED)  # the file was at fault: a new one may do
             except OSError as error:
                 self._fail(error)
             else:
@@ -148,7 +148,8 @@ class Journal:
                 return
         self._unwritten.update(dict.fromkeys(ours))
 
-    def _append(self, data: bytes) -> Segment:
+    def _append(self, data: bytes, *, opens: bool = False) -> Segment:
+        """Appends records. opens: whether there are some that open calls, which are all that the tally is for."""
         current = self._segments[-1] if self._segments else None
         if current is None or current.broken or current.size >= self._segment_bytes:
             current = self._rotate()
@@ -158,7 +159,7 @@ class Journal:
             # These tell of the file and not of the disk: a new one may do. An empty one is no better than another empty one.
             current.broken |= error.errno in _BAD_FILE and current.size > 0
             raise
-        if self._tally is not None:
+        if opens and self._tally is not None:
             self._tally.note(self._made - 1, current.size)
         return current
 
@@ -270,7 +271,7 @@ class Journal:
                 kind, body = self._snapshot(request_id) or (Kind.ACKNOWLEDGED, request_id.encode())
                 data += encode(kind, body)
                 kinds[request_id] = kind
-            segment = self._append(data)
+            segment = self._append(data, opens=True)
             for request_id, kind in kinds.items():
                 self._unwritten.pop(request_id, None)
                 if (home := self._homes.pop(request_id, None)) is not None:

@@ -233,6 +233,12 @@ def stem_of(path: Path) -> str:
     return match["stem"] if match else path.stem
 
 
+def number_of(path: Path) -> int:
+    """Which of its process's files this is: 0 for the first."""
+    match = _NAME.fullmatch(path.name)
+    return int(match["number"] or 0) if match else 0
+
+
 def groups(directory: Path) -> dict[str, list[Path]]:
     """The files in a directory by their stem, each group from its first file on. Raises OSError."""
     found: dict[str, list[tuple[int, Path]]] = {}

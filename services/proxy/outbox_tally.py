@@ -1,7 +1,7 @@
-"""A tally beside an outbox: how far its process had written, so that an adopter knows whether the files are whole.
+"""A tally beside an outbox: where its last call was opened, so that an adopter knows whether the files name all calls.
 
 A process that is killed loses nothing that it had written: the kernel keeps that until the machine stops. So an outbox of this
-boot whose files are as long as the tally says names every call that was sent; one that was cut, or of another boot, may not.
+boot whose files reach as far as the tally says names every call that was sent; one that was cut, or of another boot, may not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-_LAYOUT: Final = struct.Struct("<8s36s36sIQ")  # magic, boot, process, number of the last file, its length in bytes
+_LAYOUT: Final = struct.Struct("<8s36s36sIQ")  # magic, boot, process, number of the file, its length in bytes
 _MAGIC: Final = b"gz1tally"
 _PLACE: Final = struct.Struct("<IQ")
 _PLACE_AT: Final = _LAYOUT.size - _PLACE.size
@@ -23,7 +23,7 @@ _PLACE_AT: Final = _LAYOUT.size - _PLACE.size
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a tally says: of which process, and the number and length of the last file."""
+    """What a tally says: of which process, and how long which file was when it opened its last call."""
 
     proxy_id: str
     number: int
@@ -43,9 +43,12 @@ class Tally:
             os.write(self._fd, _LAYOUT.pack(_MAGIC, boot_id().encode(), proxy_id.encode(), 0, 0))
 
     def note(self, number: int, size: int) -> None:
-        """Notes that the last file has this number, and this length in bytes."""
-        with contextlib.suppress(OSError):  # what it said before fits no file any more, and so the outbox is not whole
+        """Notes that the file with this number has this length in bytes, and that no call was opened behind it."""
+        try:
             os.pwrite(self._fd, _PLACE.pack(number, size), _PLACE_AT)
+        except OSError:  # what it said before is too little now: without a tally the outbox counts as not whole
+            with contextlib.suppress(OSError):
+                self._path.unlink(missing_ok=True)
 
     def close(self, *, remove: bool) -> None:
         """Lets go of it. remove: the files that it tells of are gone as well."""

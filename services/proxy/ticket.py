@@ -8,7 +8,7 @@ Whoever holds a ticket calls `settle` in a `finally`; only the first time counts
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +57,8 @@ class Ticket:
     """Whether someone else settles it, who lets the answer run to its end without the caller."""
     settlement: pb.RecordUsageRequest | None = None
     """What was reported; None: nothing yet."""
+    _usage: Mapping[str, int] = field(default_factory=dict)
+    """The counts of the latest report."""
     _sending: Sending | None = None
     _next_progress: float = 0.0
 
@@ -121,16 +123,15 @@ class Ticket:
         for price in self.grant.prices:
             if price.provider == target.provider.name and price.model == target.model:
                 rates = Rates.from_json(price.rates_json) if price.rates_json else None
-                usage = {item.unit: item.count for item in settlement.usage}
-                report = Report(
-                    self.request_id, _OUTCOMES[settlement.outcome], identity="", usage=usage, source=_SOURCES[settlement.source]
-                )
+                outcome, source = _OUTCOMES[settlement.outcome], _SOURCES[settlement.source]
+                report = Report(self.request_id, outcome, identity="", usage=self._usage, source=source)
                 return charge(report, held_nanos=self.grant.held_nanos, rates=rates).cost_nanos
         return None
 
     def report(self) -> pb.RecordUsageRequest:
         """The settlement as it would be now."""
         reading = self._reading()
+        self._usage = reading.items
         report = pb.RecordUsageRequest(
             request_id=self.request_id,
             outcome=reading.outcome,

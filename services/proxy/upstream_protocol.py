@@ -34,11 +34,23 @@ class Call:
     """One call on a connection, and its clocks.
 
     first_byte: seconds from the request's last byte to the status, and between two bytes of the head. idle: seconds between
-    two pieces of the body while we read. total: seconds from now on for everything; until the request is out, its sender watches
-    over them. failure: what went wrong; None: nothing.
+    two pieces of the body while we read. total: seconds from now on for everything; until the request is out, whoever sends it
+    watches over them. failure: what went wrong; None: nothing.
     """
 
-    __slots__ = ("_idle", "_loop", "_over_at", "_protocol", "_since", "_timer", "_wait", "content", "ended", "failure")
+    __slots__ = (
+        "_idle",
+        "_loop",
+        "_over_at",
+        "_protocol",
+        "_since",
+        "_timer",
+        "_wait",
+        "content",
+        "ended",
+        "failure",
+        "watched",
+    )
 
     def __init__(self, protocol: ProviderProtocol, *, idle: float, total: float) -> None:
         self._loop = asyncio.get_running_loop()
@@ -52,6 +64,8 @@ class Call:
         self.failure: BaseException | None = None
         self.ended = False
         """Whether nothing is waited for any more."""
+        self.watched = True
+        """Whether the timer knows how long the provider may be silent now."""
 
     def sent(self, first_byte: float) -> None:
         """The request is out: the provider has so many seconds for its status."""
@@ -64,6 +78,7 @@ class Call:
         """The status is there, and a body may follow. To be followed by `watch`: often that body is here already."""
         self.content = content
         self._wait = self._idle
+        self.watched = False
         content.on_eof(self.end)
 
     def alive(self) -> None:
@@ -86,6 +101,7 @@ class Call:
 
     def watch(self) -> None:
         """Has a timer that fires no later than the provider's time is over."""
+        self.watched = True
         if self.ended:
             return
         over = min(self._since + self._wait, self._over_at)
@@ -141,7 +157,7 @@ class ProviderProtocol(ResponseHandler):
                 super().data_received(data[:end])
                 data = data[end:]
         super().data_received(data)
-        if call is not None and call.content is not None:
+        if call is not None and not call.watched:
             call.watch()
 
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
@@ -180,7 +196,7 @@ class ProviderProtocol(ResponseHandler):
 
     def resume_reading(self, resume_parser: bool = True) -> None:
         """Goes on reading; the provider's silence counts from here."""
-        if self._call is not None:
+        if self._call is not None and self.reads_nothing:
             self._call.alive()
         super().resume_reading(resume_parser)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
 import signal
@@ -17,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from gateway.ids import uuid7
 from gateway.stubs.auth.v1 import auth_pb2 as pb
 from services.proxy import outbox as outbox_module
+from services.proxy import outbox_tally
 from services.proxy.adoption import adopt
 from services.proxy.outbox import Outbox
 from services.proxy.outbox_files import Kind, encode
@@ -400,6 +402,35 @@ async def test_of_an_outbox_that_was_cut_nothing_is_taken_for_not_sent(tmp_path)
         [file] = logs(folder)
         os.truncate(file, file.stat().st_size - cut)
         assert await released_of(folder) == []
+
+
+async def test_settlements_behind_the_last_opened_call_may_be_cut(tmp_path):
+    dead = Outbox.open(tmp_path, proxy_id=(proxy_id := uuid7()))
+    for request_id in (sent := sorted(uuid7() for _ in range(2))):
+        dead.opened(request_id, KEY)
+    [file] = logs(tmp_path)
+    opened = file.stat().st_size
+    dead.append(report(sent[0]), KEY)
+    await die(dead)
+    assert file.stat().st_size > opened
+    os.truncate(file, opened)
+    assert (await released_of(tmp_path))[:1] == [(proxy_id, sent)]
+
+
+async def test_without_room_for_the_tally_nothing_is_taken_for_not_sent(tmp_path, monkeypatch):
+    dead = Outbox.open(tmp_path, proxy_id=uuid7())
+    dead.opened(uuid7(), KEY)
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EIO, "no")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(outbox_tally.os, "pwrite", refuse)
+        dead.opened(uuid7(), KEY)
+    await die(dead)
+    [file] = logs(tmp_path)
+    os.truncate(file, file.stat().st_size - len(opened_record(uuid7())))
+    assert await released_of(tmp_path) == []
 
 
 async def test_after_a_reboot_or_without_a_tally_nothing_is_taken_for_not_sent(tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ class Redactor:
         self._suspicious = re.compile(grams + b"|" + _ESCAPES) if grams else None
 
     def redact(self, data: bytes) -> bytes:
-        """These bytes without any piece of a key."""
+        """These bytes without any piece of a key; the same object where there is none in them."""
         if self._suspicious is None or self._suspicious.search(data) is None:
             return data
         if _ESCAPED.search(data) is not None:
@@ -107,7 +107,8 @@ class StreamRedactor:
         if texts:
             joined = self._tail + "".join(texts)
             self._tail = joined[1 - PIECE :]
-            if self._redactor.redact_text(joined) != joined.encode("utf-8", "replace").decode():
+            data = joined.encode("utf-8", "replace")
+            if self._redactor.redact(data) is not data:
                 for text in texts:
                     for written in (json.dumps(text), json.dumps(text, ensure_ascii=False)):
                         events = events.replace(written.encode("utf-8", "replace"), b'"' + REDACTED.encode() + b'"')
