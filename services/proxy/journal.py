@@ -85,6 +85,7 @@ class Journal:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._on_thread(lambda: None)  # a sync that has begun keeps the lock of its file, closed or not
         if any(self._snapshot(request_id) for request_id in self._unwritten):
             await self._recover()
         if self._homes:
