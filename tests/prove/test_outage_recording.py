@@ -77,7 +77,7 @@ async def test_streams_that_end_without_auth_are_whole_and_booked_when_it_is_bac
         )
         await asyncio.sleep(0.5)
         stack.start(*auths)
-        await asyncio.to_thread(wait_for, "auth answers", lambda: all(stack.is_ready(name) for name in auths), 30)
+        await asyncio.to_thread(stack.wait_until_up, *auths)
         proof.within("until all of them are booked", await in_the_end(site, moment, 60), 10)
         rush = await burst
     proof.equals("of the burst passed: what is left of the budget", sum(one.whole for one in rush), spare)

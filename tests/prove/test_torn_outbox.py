@@ -73,7 +73,7 @@ async def test_a_damaged_outbox_costs_its_damaged_records_and_no_others(site, pr
     site = site(ready=False)
     stack, scrape, proxies = site.stack, Scrape(site), site.all_of("proxy")
     stack.start(*site.all_of("auth"))
-    await asyncio.to_thread(wait_for, "auth answers", lambda: all(stack.is_ready(name) for name in site.all_of("auth")), 30)
+    await asyncio.to_thread(stack.wait_until_up, *site.all_of("auth"))
     token = site.token(max_amount=1000)
     settled = len(settlement_record(report(uuid7(), OUTPUT)))
     # Relatively prime to the length of a record, so that other bytes are met in each of the three.

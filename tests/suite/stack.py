@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import os
-import random
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -23,13 +23,26 @@ from tests.suite.database import Database, change, select
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
+def _ports() -> Iterator[int]:
+    """Ports below those that the system gives to outgoing connections, each worker's apart from the others'."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 12_000 + worker % 4 * 5_000
+    yield from itertools.cycle(range(first + os.getpid() % 4_000, first + 5_000))
+
+
+_next_ports = _ports()
+
+
 def free_port() -> int:
-    """A port nobody listens on, below those that the system gives to outgoing connections."""
-    while True:
-        port = random.randint(12_000, 32_000)
+    """A port nobody listens on, and that nobody else of these tests is given soon.
+
+    A process takes its port only when it starts. A port drawn by chance was given to two of them now and then.
+    """
+    for port in _next_ports:
         with contextlib.closing(socket.socket()) as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+    raise AssertionError("no port is free")
 
 
 def wait_for(what: str, check: object, seconds: float = 20.0, pause: float = 0.02) -> None:
@@ -185,15 +198,19 @@ class Stack:
         """Whether an auth or a proxy says so of itself."""
         return self.status("/readyz", self.probe_ports.get(name) or self.ports[name]) == 200
 
-    def wait_until_ready(self, seconds: float = 30.0) -> None:
-        """Waits until every edge says that it takes calls. Raises with the logs when a service has died or time is up."""
+    def wait_until_up(self, *names: str, seconds: float = 30.0) -> None:
+        """Waits until each of these says that it is ready. Raises with the logs when one has died or time is up."""
         deadline = time.monotonic() + seconds
-        edges = [name for name in self.processes if name.startswith("proxy")] or ["proxy"]
-        while not all(self.is_ready(name) for name in edges):
+        while not all(self.is_ready(name) for name in names):
             dead = [name for name, process in self.processes.items() if process.poll() is not None]
             assert not dead, f"{dead} died\n{self.log_tails()}"
-            assert time.monotonic() < deadline, f"not ready in {seconds} s\n{self.log_tails()}"
+            assert time.monotonic() < deadline, f"{names} not ready in {seconds} s\n{self.log_tails()}"
             time.sleep(0.05)
+
+    def wait_until_ready(self, seconds: float = 30.0) -> None:
+        """Waits until every edge says that it takes calls. Raises as `wait_until_up` does."""
+        edges = [name for name in self.processes if name.startswith("proxy")] or ["proxy"]
+        self.wait_until_up(*edges, seconds=seconds)
 
     def log_tails(self, length: int = 2000) -> str:
         """The ends of the four logs that were written to last, for a person."""
