@@ -147,12 +147,11 @@ class StreamMeter(Meter):
 
     def feed(self, data: bytes) -> bytes:
         """Takes what came and gives what passes on, after which `last` may be set. Raises EventTooLarge."""
-        events = self._splitter.feed(data)
-        if len(events) == 1 and events[0] is data and data.startswith(b"data: {"):  # by far the most are like this
-            payload = data_of(data)
-            return data if payload is None or not self._look(payload) else b""
+        only = self._splitter.payload_of_one(data)
+        if only is not None and only.startswith(b"{"):  # by far the most are like this
+            return b"" if self._look(only) else data
         passed = []
-        for event in events:
+        for event in self._splitter.feed(data):
             payload = data_of(event)
             if payload is None:
                 passed.append(event)

@@ -137,13 +137,15 @@ class Relay:
     ) -> GatewayError | None:
         """Passes events on until the last one; gives what went wrong."""
         redactor = StreamRedactor(target.provider.keys.redactor)
+        begun = False
         try:
             while meter.last is None and (data := await reply.read()):
                 events = meter.feed(data)
                 if events:
-                    if not response.prepared:
+                    if not begun:
                         ticket.first_byte()
                         await _begin(exchange, response)
+                        begun = True
                     await response.write(redactor.redact(events, meter.take_fresh()))
                 ticket.tick()
         except BrokenOff as failure:
@@ -153,7 +155,7 @@ class Relay:
         if meter.last is None:
             rest = meter.end()
             if rest:
-                if not response.prepared:
+                if not begun:
                     await _begin(exchange, response)
                 await response.write(redactor.redact(rest, meter.take_fresh()))
         if meter.failed:

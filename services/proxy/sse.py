@@ -35,6 +35,12 @@ class EventSplitter:
         """What came after the last whole event."""
         return b"".join(self._parts)
 
+    def payload_of_one(self, data: bytes) -> bytes | None:
+        """What these bytes carry if they are one whole event of one `data` line, as most are; None: `feed` them."""
+        if self._parts or not data.startswith(b"data: ") or not data.endswith(b"\n\n"):
+            return None
+        return data[6:-2] if data.count(b"\n") == 2 and b"\r" not in data else None
+
     def feed(self, data: bytes) -> list[bytes]:
         """The events that are whole now, each with the blank line that ends it. Raises EventTooLarge."""
         if not self._carriage_returns:

@@ -82,6 +82,16 @@ def test_a_key_that_is_cut_over_deltas_never_comes_together_again(cuts: list[int
     assert seen.endswith(" and more")
 
 
+@pytest.mark.parametrize("known", range(1, 25))
+def test_a_key_goes_that_stands_over_the_end_of_how_all_events_begin(known: int) -> None:
+    """However much of an event is like the events before it, and has been searched with them."""
+    stream, event = StreamRedactor(REDACTOR), b"data: {xxxxxxxx" + KEY[:PIECE].encode() + b"}\n\n"
+    for end in (b"1", b"2"):
+        stream.redact(event[:known] + end, [])
+    for _ in range(2):
+        assert pieces(stream.redact(event, []).decode()) == []
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("way", ["plain", "escaped", "quoted", "model", "usage"])
 async def test_neither_callers_nor_the_ledger_get_a_key_that_a_provider_says(stream: bool, way: str) -> None:

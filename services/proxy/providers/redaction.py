@@ -16,6 +16,9 @@ REDACTED: Final = "[redacted]"
 _GRAM: Final = 4
 _STRIDE: Final = PIECE - _GRAM + 1
 """Each piece holds one of the grams that begin at multiples of this, so that these few are all that is searched for."""
+_LESSONS: Final = 4
+"""How often the beginning of a stream's events is compared."""
+_LONGEST_HEAD: Final = 1024
 _SLICE: Final = 256 * 1024
 """Bytes that are searched at once: about 2 ms of the event loop."""
 # How JSON, URLs and some servers' JSON write a character in another way.
@@ -36,11 +39,12 @@ class Redactor:
         grams = b"|".join(re.escape(gram) for gram in sorted(self._places, key=len, reverse=True))
         self._grams = re.compile(grams) if grams else None
         # One search for what nearly all texts have nothing of: 2 us for an event, where a search for each piece takes 20.
-        self._suspicious = re.compile(grams + b"|" + _ESCAPES) if grams else None
+        self.suspicious = re.compile(grams + b"|" + _ESCAPES) if grams else None
+        self.suspicious_text = re.compile((grams + b"|" + _ESCAPES).decode()) if grams else None
 
     def redact(self, data: bytes) -> bytes:
         """These bytes without any piece of a key; the same object where there is none in them."""
-        if self._suspicious is None or self._suspicious.search(data) is None:
+        if self.suspicious is None or self.suspicious.search(data) is None:
             return data
         if _ESCAPED.search(data) is not None:
             data = _without(data, self._escaped_spans(data))
@@ -48,14 +52,19 @@ class Redactor:
 
     async def redact_long(self, data: bytes) -> bytes:
         """The same for bytes of any length, without holding up everybody else."""
-        if self._suspicious is None or len(data) <= _SLICE:
+        if self.suspicious is None or len(data) <= _SLICE:
             return self.redact(data)
         longest = max(map(len, self._secrets))
         for start in range(0, len(data), _SLICE):
-            if self._suspicious.search(data, start, start + _SLICE + longest) is not None:
+            if self.suspicious.search(data, start, start + _SLICE + longest) is not None:
                 return await asyncio.to_thread(self.redact, data)
             await asyncio.sleep(0)
         return data
+
+    def is_in(self, text: str) -> bool:
+        """Whether a piece of a key is in a text."""
+        data = text.encode("utf-8", "replace")
+        return self.redact(data) is not data
 
     def redact_text(self, text: str) -> str:
         """A text without any piece of a key, and fit for a message and a row: halves of surrogate pairs are replaced."""
@@ -97,22 +106,41 @@ class StreamRedactor:
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
         self._tail = ""
+        self._head = b""
+        """How the events of this stream begin, in which no piece of a key stands: not searched again each time."""
+        self._earlier = b""
+        self._lessons = _LESSONS
 
     def redact(self, events: bytes, texts: Sequence[str]) -> bytes:
         """These events without any piece of a key, nor a text that completes one that earlier events began.
 
         texts: what of the events is generated text, in order. At most seven characters of a key pass before it is recognized.
         """
-        events = self._redactor.redact(events)
+        redactor = self._redactor
+        if redactor.suspicious is None or redactor.suspicious_text is None:
+            return events
+        known = bool(self._head) and events.startswith(self._head)
+        if redactor.suspicious.search(events, len(self._head) - _GRAM if known else 0) is not None:
+            events = redactor.redact(events)
+        elif not known and self._lessons:
+            self._learn(events)
         if texts:
             joined = self._tail + "".join(texts)
             self._tail = joined[1 - PIECE :]
-            data = joined.encode("utf-8", "replace")
-            if self._redactor.redact(data) is not data:
+            if redactor.suspicious_text.search(joined) is not None and redactor.is_in(joined):
                 for text in texts:
                     for written in (json.dumps(text), json.dumps(text, ensure_ascii=False)):
                         events = events.replace(written.encode("utf-8", "replace"), b'"' + REDACTED.encode() + b'"')
         return events
+
+    def _learn(self, events: bytes) -> None:
+        """Compares the beginnings of two clean events."""
+        self._lessons -= 1
+        beginning = events[:_LONGEST_HEAD]
+        pairs = enumerate(zip(self._earlier, beginning, strict=False))
+        same = next((place for place, (one, other) in pairs if one != other), min(len(self._earlier), len(beginning)))
+        self._head = beginning[:same] if same > _GRAM else b""
+        self._earlier = beginning
 
 
 def _without(data: bytes, spans: list[tuple[int, int]]) -> bytes:

@@ -321,6 +321,14 @@ SECRETS = (
         ("tests/proxy/test_redaction.py::test_a_key_that_is_cut_over_deltas_never_comes_together_again",),
     ),
     Mutant(
+        "key-over-a-known-beginning",
+        "Nor when it stands over the end of what is the same in all events of a stream.",
+        "services/proxy/providers/redaction.py",
+        "len(self._head) - _GRAM if known",
+        "len(self._head) if known",
+        ("tests/proxy/test_redaction.py::test_a_key_goes_that_stands_over_the_end_of_how_all_events_begin",),
+    ),
+    Mutant(
         "pieces-of-keys-told",
         "A provider's error tells no piece of a key.",
         "services/proxy/providers/redaction.py",
